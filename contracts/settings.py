@@ -1,0 +1,109 @@
+"""Settings: one flat, frozen list, from `headwater.yaml` and ``HEADWATER_*`` (the environment wins).
+
+Takes: environment, YAML file. Gives: `Settings`. Owns: names, units and defaults (docs/settings.md is tested against it).
+Never: holds components; never prints a secret.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from contracts.errors import SettingsError
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """All settings of all roles; each is documented by its description, with its unit in its name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HEADWATER_", yaml_file="headwater.yaml", frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    # ---- where things are -------------------------------------------------------------------------------------
+    log_url: str = Field("sqlite:///headwater-data/log.sqlite", description="sqlite:///PATH, kafka://HOST:PORT[,HOST:PORT] or memory://")
+    store_url: str = Field("file:///headwater-data/store", description="file:///PATH, s3://HOST:PORT/BUCKET, s3s:// with TLS, or memory://")
+    store_access_key: str = Field("", description="access key of the object store")
+    store_secret_key: SecretStr = Field(SecretStr(""), description="secret key of the object store")
+    store_region: str = Field("us-east-1", description="region that requests to the object store are signed for")
+    cache_dir: Path = Field(Path("headwater-data/cache"), description="folder for downloaded segments and converted models")
+
+    # ---- Kafka ------------------------------------------------------------------------------------------------
+    kafka_security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+    kafka_sasl_mechanism: str = Field("SCRAM-SHA-512", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    kafka_username: str = Field("", description="SASL user name")
+    kafka_password: SecretStr = Field(SecretStr(""), description="SASL password")
+    kafka_ca_file: Path | None = Field(None, description="PEM file of the authority that signed the brokers' certificates")
+    kafka_cert_file: Path | None = Field(None, description="PEM file of the client certificate, for mutual TLS")
+    kafka_key_file: Path | None = Field(None, description="PEM file of the client certificate's key")
+    kafka_replication: int = Field(-1, ge=-1, description="replication factor of the topics we create; -1 is the cluster's default")
+    allow_plaintext: bool = Field(False, description="allow unencrypted connections to addresses that are not loopback")
+
+    # ---- topics -----------------------------------------------------------------------------------------------
+    media_retention_seconds: int = Field(7 * 86400, ge=-1, description="retention of the media topics that we create; -1 keeps all")
+    dead_letter_retention_seconds: int = Field(30 * 86400, ge=-1, description="retention of the dead-letter topics")
+    max_record_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest record that our topics take")
+
+    # ---- embed worker -----------------------------------------------------------------------------------------
+    embed_batch_items: int = Field(32, ge=1, description="most pictures or texts in one call of the encoder")
+    embed_queue_bytes: int = Field(128 * MEBIBYTE, ge=MEBIBYTE, description="fetched bytes that may wait; beyond, fetching pauses")
+    embed_decode_threads: int = Field(2, ge=1, description="threads that decode pictures")
+    embed_torch_threads: int = Field(0, ge=0, description="threads of the encoder; 0 is one per core")
+    embed_watchdog_seconds: float = Field(5.0, gt=0, description="how often the worker checks that the log holds what it wrote")
+    max_picture_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest encoded picture that is decoded")
+    max_picture_pixels: int = Field(89_478_485, gt=0, description="most pixels that a picture's header may name")
+    max_text_bytes: int = Field(MEBIBYTE, gt=0, description="longest text or caption")
+
+    # ---- builder ----------------------------------------------------------------------------------------------
+    seal_rows: int = Field(100_000, ge=1, description="a growing segment is sealed at this many rows")
+    seal_bytes: int = Field(256 * MEBIBYTE, ge=1, description="a growing segment is sealed at this many bytes")
+    seal_seconds: float = Field(60.0, gt=0, description="a growing segment is sealed at this age")
+
+    # ---- query ------------------------------------------------------------------------------------------------
+    query_host: str = Field("127.0.0.1", description="address that the query service listens on")
+    query_port: int = Field(8080, ge=0, le=65535, description="port of the query service; 0 picks a free one")
+    query_poll_seconds: float = Field(30.0, gt=0, description="how often manifests are polled where no commit notice came")
+    query_threads: int = Field(4, ge=1, description="threads that search")
+    max_limit: int = Field(1000, ge=1, description="most hits that one query may ask for")
+    max_body_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest request body")
+
+    # ---- operation --------------------------------------------------------------------------------------------
+    metrics_host: str = Field("127.0.0.1", description="address that a worker's metrics listen on")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="port of a worker's /metrics; none where it is not set")
+    log_level: str = Field("WARNING", description="DEBUG, INFO, WARNING or ERROR")
+    stop_seconds: float = Field(10.0, gt=0, description="how long a graceful stop may take")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order: arguments, environment, `headwater.yaml`."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings once, at the start of a process.
+
+    Raises
+    ------
+    SettingsError
+        A name is unknown or a value is out of range; the message names the setting, never its value.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or "headwater.yaml"
+        raise SettingsError(
+            f"setting {name}: {first['msg']}",
+            hint=f"set HEADWATER_{name.upper()} or mend headwater.yaml; docs/settings.md lists every setting",
+        ) from None

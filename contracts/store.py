@@ -1,0 +1,86 @@
+"""The object store: immutable objects under validated keys, with conditional creation.
+
+Takes: keys (`contracts.object_keys`) and bytes. Gives: bytes, ranges, listings. Owns: the three outcomes of a put.
+Never: overwrites an object by accident; there is no unconditional put.
+
+Implementations: `backends.s3_store`, `backends.folder_store`, `backends.memory_store`; one test body holds them
+equal (`tests/backends/test_store_contract.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+class PutOutcome(Enum):
+    """How a conditional put ended: three outcomes that are never mixed up (reliability.md 0.3), and one retry."""
+
+    CREATED = "created"
+    """The object is stored and it is ours."""
+    EXISTS = "exists"
+    """The condition failed (412): another object is there; it may still be our own earlier attempt."""
+    CONFLICT = "conflict"
+    """409: nothing known landed; put the same body under the same key again."""
+    UNKNOWN = "unknown"
+    """5xx, time-out, reset: stored, not stored, or stored later. Read back; clean nothing up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object's name, size, entity tag and the store's own time of creation."""
+
+    key: str
+    size_bytes: int
+    etag: str
+    modified_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object's bytes with the entity tag that a compare-and-swap needs."""
+
+    data: bytes
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """Objects under keys; every method may raise UnavailableError, and SettingsError for credentials."""
+
+    def put_if_absent(self, key: str, data: bytes) -> PutOutcome:
+        """Create `key`; exactly one of many concurrent callers gets CREATED."""
+        ...
+
+    def compare_and_swap(self, key: str, data: bytes, etag: str | None) -> PutOutcome:
+        """Replace `key` if its entity tag is `etag` (None: if it does not exist)."""
+        ...
+
+    def get(self, key: str) -> StoredObject | None:
+        """The whole object, or None."""
+        ...
+
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        """Up to `length` bytes from `start`; shorter only at the object's end; None when there is no object."""
+        ...
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """The object's size and tag, or None."""
+        ...
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose keys begin with `prefix` and sort after `start_after`, in key order."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; no error when it is not there."""
+        ...
+
+    def probe(self, prefix: str) -> None:
+        """Prove, under `prefix`, that conditions are honoured; raise SettingsError when they are not."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
