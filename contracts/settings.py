@@ -20,9 +20,7 @@ MEBIBYTE = 1024 * 1024
 class Settings(BaseSettings):
     """All settings of all roles; each is documented by its description, with its unit in its name."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="HEADWATER_", yaml_file="headwater.yaml", frozen=True, extra="forbid", hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix="HEADWATER_", yaml_file="headwater.yaml", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     # ---- where things are -------------------------------------------------------------------------------------
     log_url: str = Field("sqlite:///headwater-data/log.sqlite", description="sqlite:///PATH, kafka://HOST:PORT[,HOST:PORT] or memory://")

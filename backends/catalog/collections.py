@@ -1,0 +1,118 @@
+"""Collections in the store: name chains and collection chains.
+
+Takes: an object store. Gives: collection records by name. Owns: creating, reading, deleting a name.
+Never: creates topics (`headwater.collections` does both in the right order).
+"""
+
+from __future__ import annotations
+
+from contracts.collection import CollectionRecord, NameRecord
+from contracts.errors import CorruptError, NotFoundError, SettingsError, SnapshotError
+from contracts.manifest import object_version
+from contracts.object_keys import NAMES_PREFIX, CollectionKeys, name_key, name_prefix, parse_key
+from contracts.store import ObjectStore
+
+from backends.catalog.objects import put_settled
+
+
+class CollectionCatalog:
+    """Reads and writes the two chains that name collections.
+
+    Parameters
+    ----------
+    store : ObjectStore
+        Where the chains live.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+
+    def _newest(self, prefix: str) -> int:
+        return max((object_version(info.key) for info in self.store.list(prefix)), default=0)
+
+    def name(self, name: str) -> NameRecord | None:
+        """Newest version of a name, deleted ones included; None for a name that was never used."""
+        version = self._newest(name_prefix(name))
+        if version == 0:
+            return None
+        key = name_key(name, version)
+        found = self.store.get(key)
+        if found is None:
+            raise SnapshotError(f"{key} is gone", hint="read the name again")
+        record: NameRecord = NameRecord.from_bytes(found.data, key)
+        return record
+
+    def find(self, name: str) -> CollectionRecord | None:
+        """The live collection of that name (aliases followed once), or None."""
+        record = self.name(name)
+        if record is not None and record.alias is not None:
+            record = self.name(record.alias)
+        if record is None or record.deleted or record.incarnation is None:
+            return None
+        return self.read(CollectionKeys(record.name, record.incarnation))
+
+    def get(self, name: str) -> CollectionRecord:
+        """The live collection of that name.
+
+        Raises
+        ------
+        NotFoundError
+            There is none.
+        """
+        found = self.find(name)
+        if found is None:
+            raise NotFoundError(
+                f"collection {name!r} does not exist", hint="`headwater collection list` shows what there is", code="collection_not_found"
+            )
+        return found
+
+    def read(self, keys: CollectionKeys) -> CollectionRecord:
+        """Newest version of one incarnation."""
+        version = self._newest(keys.versions_prefix)
+        key = keys.version(version)
+        found = self.store.get(key) if version else None
+        if found is None:
+            raise CorruptError(f"{keys.prefix}: the name points here, but there is no collection record")
+        record: CollectionRecord = CollectionRecord.from_bytes(found.data, key)
+        return record
+
+    def list(self) -> list[CollectionRecord]:
+        """All live collections, by name."""
+        names = sorted({parsed.fields["name"] for info in self.store.list(NAMES_PREFIX) if (parsed := parse_key(info.key)) is not None})
+        found = (self.find(name) for name in names)
+        unique = {record.incarnation: record for record in found if record is not None}
+        return sorted(unique.values(), key=lambda record: record.name)
+
+    def create(self, record: CollectionRecord) -> CollectionRecord:
+        """Write a new incarnation and point its name at it.
+
+        Raises
+        ------
+        SettingsError
+            ``collection_exists``: the name is taken, perhaps by someone who was faster.
+        """
+        keys = CollectionKeys(record.name, record.incarnation)
+        current = self.name(record.name)
+        if current is not None and not current.deleted:
+            raise self._taken(record.name)
+        if not put_settled(self.store, keys.version(record.version), record.to_bytes()):
+            raise CorruptError(f"{keys.prefix}: this incarnation already exists")
+        version = 1 if current is None else current.version + 1
+        named = NameRecord(version=version, name=record.name, incarnation=record.incarnation)
+        if not put_settled(self.store, name_key(record.name, version), named.to_bytes()):
+            raise self._taken(record.name)
+        return record
+
+    def delete(self, name: str) -> CollectionRecord:
+        """Mark a name as deleted; its objects are collected later. Returns what it meant."""
+        record = self.get(name)
+        current = self.name(record.name)
+        assert current is not None, "get() read it a moment ago"
+        gone = NameRecord(version=current.version + 1, name=record.name, incarnation=None, deleted=True)
+        if not put_settled(self.store, name_key(record.name, gone.version), gone.to_bytes()):
+            raise SnapshotError(f"collection {name!r} was changed by someone else", hint="look at it again, then repeat")
+        return record
+
+    @staticmethod
+    def _taken(name: str) -> SettingsError:
+        return SettingsError(f"collection {name!r} exists", hint="choose another name, or delete it first", code="collection_exists")

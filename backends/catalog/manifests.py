@@ -1,0 +1,126 @@
+"""The manifest chain of one partition of one index.
+
+Takes: an object store and partition keys. Gives: the head, the next version, a settled attempt to create one. Owns: the rules on 404 and the GC boundary.
+Never: decides what a commit holds; that is `indexer.commit`.
+
+Reader rules (DESIGN section 4): a 404 at v+1 means "v is the head" only if v is above the GC boundary, read *after* the manifest; every step checks `previous`.
+"""
+
+from __future__ import annotations
+
+import time
+
+from contracts.errors import CorruptError, SnapshotError, UnavailableError
+from contracts.manifest import Manifest, ReadManifest, object_version
+from contracts.object_keys import PartitionKeys
+from contracts.store import ObjectStore, PutOutcome
+
+
+class ManifestChain:
+    """Reads and extends the manifest chain of one partition.
+
+    Parameters
+    ----------
+    store : ObjectStore
+        Where the chain lives.
+    keys : PartitionKeys
+        Keys of the partition.
+    """
+
+    def __init__(self, store: ObjectStore, keys: PartitionKeys) -> None:
+        self.store, self.keys = store, keys
+
+    def read(self, version: int) -> ReadManifest | None:
+        """One version, or None when there is no such object."""
+        key = self.keys.manifest(version)
+        found = self.store.get(key)
+        if found is None:
+            return None
+        read = ReadManifest.parse(found.data, key)
+        if read.manifest.version != version or read.manifest.partition != self.keys.partition:
+            raise CorruptError(f"{key} says version {read.manifest.version} of partition {read.manifest.partition}")
+        return read
+
+    def boundary(self) -> int:
+        """Highest manifest version that may have been deleted; 0 where nothing was."""
+        found = self.store.get(self.keys.boundary)
+        return 0 if found is None else int(found.data)
+
+    def head(self) -> ReadManifest | None:
+        """Newest version, by listing; None for a partition that has no manifest yet."""
+        while True:
+            newest = max((object_version(info.key) for info in self.store.list(self.keys.manifests_prefix)), default=0)
+            if newest == 0:
+                return None
+            read = self.read(newest)
+            if read is not None and newest > self.boundary():
+                return self.follow(read)
+
+    def follow(self, read: ReadManifest) -> ReadManifest:
+        """Walk from a known version to the newest one."""
+        while (following := self.next(read)) is not None:
+            read = following
+        return read
+
+    def next(self, read: ReadManifest) -> ReadManifest | None:
+        """The version after `read`, or None when `read` is the head.
+
+        Raises
+        ------
+        SnapshotError
+            `read` is at or below the GC boundary: the chain behind it may be gone; take `head()` again.
+        CorruptError
+            The next version does not name `read` as its `previous`.
+        """
+        version = read.manifest.version
+        following = self.read(version + 1)
+        if following is None:
+            if version <= self.boundary():
+                raise SnapshotError(f"{self.keys.prefix}: version {version} was collected", hint="take the newest manifest")
+            return None
+        previous = following.manifest.previous
+        if previous is None or (previous.version, previous.sha256) != (version, read.sha256):
+            raise CorruptError(
+                f"{self.keys.manifest(version + 1)} does not follow version {version}",
+                hint="a manifest was replaced; restore the folder from a backup",
+            )
+        return following
+
+    def create(self, manifest: Manifest, attempts: int = 10) -> ReadManifest | None:
+        """Try to create a version and settle how it ended (DESIGN section 4, Commit).
+
+        Returns
+        -------
+        ReadManifest or None
+            The manifest when it is committed; None when another writer's manifest has that number, or the number may have been
+            deleted and used again (at or below the boundary): reload and try on top of the newest.
+
+        Raises
+        ------
+        UnavailableError
+            The outcome is unknown after all attempts. Keep every object; a later look at the chain decides.
+        """
+        key, data = self.keys.manifest(manifest.version), manifest.to_bytes()
+        for attempt in range(attempts):
+            outcome = self.store.put_if_absent(key, data)
+            if outcome is PutOutcome.CREATED:
+                return self._above_boundary(manifest, data)
+            if outcome is PutOutcome.EXISTS:
+                found = self.store.get(key)
+                if found is not None:  # 412 after a lost answer: ours if it carries our commit id
+                    ours = ReadManifest.parse(found.data, key).manifest.commit_id == manifest.commit_id
+                    return self._above_boundary(manifest, data) if ours else None
+            if outcome is PutOutcome.UNKNOWN and self._landed(key, manifest):
+                return self._above_boundary(manifest, data)
+            time.sleep(min(0.05 * 2**attempt, 2.0))
+        raise UnavailableError(f"{key}: the store does not say whether the commit landed", hint="check the object store; nothing is deleted")
+
+    def _landed(self, key: str, manifest: Manifest) -> bool:
+        try:
+            found = self.store.get(key)
+        except UnavailableError:
+            return False
+        return found is not None and ReadManifest.parse(found.data, key).manifest.commit_id == manifest.commit_id
+
+    def _above_boundary(self, manifest: Manifest, data: bytes) -> ReadManifest | None:
+        return ReadManifest(manifest, data) if manifest.version > self.boundary() else None

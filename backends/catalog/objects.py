@@ -1,0 +1,67 @@
+"""Checked objects: nothing is parsed before its bytes equal the manifest's hash.
+
+Takes: keys, bytes, manifest entries. Gives: stored entries, verified bytes. Owns: re-reading after an unknown put.
+Never: deletes, overwrites, or hands out bytes that were not checked.
+"""
+
+from __future__ import annotations
+
+import time
+
+from contracts.errors import CorruptError, SnapshotError, UnavailableError
+from contracts.footer_file import check_bytes
+from contracts.manifest import ObjectEntry
+from contracts.object_keys import validate_key
+from contracts.store import ObjectStore, PutOutcome
+
+PUT_ATTEMPTS = 8
+
+
+def put_settled(store: ObjectStore, key: str, data: bytes, attempts: int = PUT_ATTEMPTS) -> bool:
+    """Create `key` with `data` and learn how it ended: True when it holds `data`, False when it holds something else.
+
+    Raises
+    ------
+    UnavailableError
+        The outcome is still unknown after all attempts; the object may or may not be there.
+    """
+    for attempt in range(attempts):
+        outcome = store.put_if_absent(key, data)
+        if outcome is PutOutcome.CREATED:
+            return True
+        if outcome is PutOutcome.EXISTS:
+            found = store.get(key)
+            if found is not None:
+                return found.data == data
+        time.sleep(min(0.05 * 2**attempt, 2.0))  # CONFLICT and UNKNOWN: the same body under the same key again
+    raise UnavailableError(f"object {key}: the store does not say whether it was written", hint="check the object store; nothing was deleted")
+
+
+def upload(store: ObjectStore, key: str, data: bytes) -> ObjectEntry:
+    """Store an object under a key that no one else writes (it holds a fresh ULID); returns its manifest entry.
+
+    Raises
+    ------
+    CorruptError
+        The key already holds other bytes: two writers drew the same ULID, or the store lost its mind.
+    """
+    if not put_settled(store, validate_key(key), data):
+        raise CorruptError(f"object {key} already holds other bytes", hint="check the object store; keys are unique per attempt")
+    return ObjectEntry.of(key, data)
+
+
+def download(store: ObjectStore, entry: ObjectEntry) -> bytes:
+    """Bytes of a manifest's object, checked.
+
+    Raises
+    ------
+    SnapshotError
+        The object is gone: it was compacted away; reload the manifest.
+    CorruptError
+        Size or sha256 differ from the manifest's.
+    """
+    found = store.get(entry.key)
+    if found is None:
+        raise SnapshotError(f"object {entry.key} is gone", hint="reload the manifest")
+    check_bytes(found.data, entry.size_bytes, entry.sha256, entry.key)
+    return found.data

@@ -1,0 +1,74 @@
+"""The generation object: the trained quantizers of one field (docs/formats/generation.md).
+
+Created once by put-if-absent; whoever loses the race loads the winner's. Codes of two generations are not comparable.
+
+Takes: centroids and a codec's own bytes. Gives: one object. Owns: its meta. Never: is changed; retraining makes the next number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.errors import CorruptError
+from contracts.footer_file import FooterFile, write_footer_file
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Trained state of one field.
+
+    `centroids` has shape (nlist, d), dtype float32; `quantizer` holds the codec's own bytes (codebooks), read only by that codec.
+    """
+
+    field_name: str
+    number: int
+    space_id: str
+    metric: str
+    codec: str
+    centroids: NDArray[np.float32]
+    quantizer: bytes
+    trained_rows: int
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+
+def encode_generation(generation: Generation) -> bytes:
+    """Bytes of a generation object."""
+    nlist, dimension = generation.centroids.shape
+    meta = {
+        "field": generation.field_name,
+        "generation": generation.number,
+        "space_id": generation.space_id,
+        "metric": generation.metric,
+        "codec": generation.codec,
+        "nlist": nlist,
+        "dimension": dimension,
+        "trained_rows": generation.trained_rows,
+        "statistics": dict(generation.statistics),
+    }
+    sections: dict[str, bytes | memoryview] = {"centroids": generation.centroids.astype("<f4").tobytes(), "quantizer": generation.quantizer}
+    return write_footer_file("generation", sections, meta)
+
+
+def decode_generation(data: bytes | memoryview, where: str) -> Generation:
+    """Read a generation object; CorruptError where sections and meta disagree."""
+    file = FooterFile.read(data, where, "generation")
+    meta = file.meta
+    centroids = np.frombuffer(file.section("centroids", where), dtype="<f4")
+    if len(centroids) != meta["nlist"] * meta["dimension"]:
+        raise CorruptError(f"{where}: {len(centroids)} numbers for {meta['nlist']} centroids of {meta['dimension']}")
+    return Generation(
+        meta["field"],
+        meta["generation"],
+        meta["space_id"],
+        meta["metric"],
+        meta["codec"],
+        centroids.reshape(meta["nlist"], meta["dimension"]),
+        bytes(file.section("quantizer", where)),
+        meta["trained_rows"],
+        meta["statistics"],
+    )

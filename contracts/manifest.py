@@ -1,0 +1,156 @@
+"""The manifest: the whole state of one partition of one index, one object per version (docs/formats/manifest.md).
+
+A commit is the creation of version v+1 by put-if-absent. Everything a reader needs is in it or named by it with size and sha256.
+
+Takes: what a commit changes. Gives: frozen manifests and their canonical bytes. Owns: the fields and their limits.
+Never: is edited; `previous` chains each version to the bytes of the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from contracts import FORMAT_VERSION
+from contracts.collection import Name, StoredModel, Ulid
+from contracts.footer_file import chunk_hashes
+from contracts.object_keys import validate_key
+
+MAX_OFFSET = 2**63 - 1
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Key = Annotated[str, AfterValidator(validate_key)]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
+
+
+class ObjectEntry(StoredModel):
+    """A stored object: key, size, sha256, and one sha256 per 1 MiB chunk (base64; empty for one chunk)."""
+
+    key: Key
+    size_bytes: int = Field(ge=0)
+    sha256: Sha256
+    chunks_sha256: str = ""
+
+    @classmethod
+    def of(cls, key: str, data: bytes) -> ObjectEntry:
+        """Entry of `data` under `key`."""
+        return cls(key=key, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), chunks_sha256=chunk_hashes(data))
+
+
+class LedgerEntry(StoredModel):
+    """A ledger object and the media offsets that its runs tile."""
+
+    object: ObjectEntry
+    start_offset: Offset
+    next_offset: Offset
+
+
+class SegmentEntry(StoredModel):
+    """A committed segment: its parts by name (`rows`, `field.<name>`, later `lexical`)."""
+
+    segment_id: Ulid
+    rows: int = Field(ge=0)
+    start_offset: Offset
+    next_offset: Offset
+    min_event_time_us: int | None = None
+    max_event_time_us: int | None = None
+    schema_version: int = Field(ge=1)
+    parts: dict[str, ObjectEntry]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.size_bytes for part in self.parts.values())
+
+
+class Previous(StoredModel):
+    """The version before, by number and sha256 of its bytes."""
+
+    version: int = Field(ge=1)
+    sha256: Sha256
+
+
+class Epochs(StoredModel):
+    """Claims: each commit of a role must hold the newest epoch of that role."""
+
+    builder: int = Field(0, ge=0)
+    compactor: int = Field(0, ge=0)
+    gc: int = Field(0, ge=0)
+
+
+class Checkpoint(StoredModel):
+    """Where the index stands: the first vectors batch not fully consumed, and the media offset expected there."""
+
+    vectors_offset: Offset
+    media_offset: Offset
+
+
+class Manifest(StoredModel):
+    """One version of one partition of one index."""
+
+    format: int = FORMAT_VERSION
+    version: int = Field(ge=1)
+    previous: Previous | None
+    commit_id: Ulid
+    writer: str = Field(min_length=1, max_length=200)
+    committed_at: str
+    incarnation: Ulid
+    index: Name
+    partition: int = Field(ge=0)
+    cluster_id: str
+    media_topic_id: str
+    vectors_topic_id: str
+    schema_version: int = Field(ge=1)
+    origin_offset: Offset
+    checkpoint: Checkpoint
+    epochs: Epochs = Epochs()
+    published: dict[str, Ulid] = {}
+    generation: dict[Name, int] = {}
+    segments: tuple[SegmentEntry, ...] = ()
+    deletes: tuple[ObjectEntry, ...] = ()
+    ledger: tuple[LedgerEntry, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Stored rows, deleted ones included."""
+        return sum(segment.rows for segment in self.segments)
+
+
+class ReadManifest:
+    """A manifest with the sha256 of the bytes it was read from, which the next version must name.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        What the bytes say.
+    data : bytes
+        The bytes as stored.
+    """
+
+    __slots__ = ("manifest", "sha256")
+
+    def __init__(self, manifest: Manifest, data: bytes) -> None:
+        self.manifest = manifest
+        self.sha256 = hashlib.sha256(data).hexdigest()
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> ReadManifest:
+        """Read stored bytes; CorruptError where they are no manifest of this format."""
+        return cls(Manifest.from_bytes(data, where), data)
+
+    def next(self, **changes: Any) -> Manifest:
+        """Return the manifest that would follow this one, with `changes` applied and `previous` set."""
+        fields = {name: getattr(self.manifest, name) for name in Manifest.model_fields}
+        fields.update(changes)
+        fields.update(version=self.manifest.version + 1, previous=Previous(version=self.manifest.version, sha256=self.sha256))
+        return Manifest(**fields)
+
+
+def object_version(key: str) -> int:
+    """Version number at the end of a chain key (``.../<v:020d>.json``)."""
+    match = re.search(r"/([0-9]{20})\.json\Z", key)
+    if not match:
+        raise ValueError(f"{key} is not a versioned key")
+    return int(match[1])

@@ -1,0 +1,200 @@
+"""Object keys: every key is formatted, parsed and validated here, and nowhere else.
+
+Takes: names, versions, epochs, ULIDs. Gives: keys, and what a key says. Owns: the layout of the bucket (docs/formats/object_keys.md).
+Never: joins strings into a key outside this file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from contracts.errors import SettingsError
+
+MAX_KEY_BYTES = 1024
+ULID = r"[0-7][0-9A-HJKMNP-TV-Z]{25}"
+_SEGMENT = re.compile(r"[A-Za-z0-9._=-]+\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
+
+_COLLECTION = r"c/(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{0,62})-(?P<incarnation>" + ULID + ")"
+_INDEX = _COLLECTION + r"/i/(?P<index>[A-Za-z0-9][A-Za-z0-9_-]{0,62})"
+_PARTITION = _INDEX + r"/p(?P<partition>[0-9]{5})"
+PATTERNS: dict[str, str] = {
+    "name": r"n/(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{0,62})/(?P<version>[0-9]{20})\.json",
+    "collection": _COLLECTION + r"/collection/(?P<version>[0-9]{20})\.json",
+    "archive_manifest": _COLLECTION + r"/archive/p(?P<partition>[0-9]{5})/manifest/(?P<version>[0-9]{20})\.json",
+    "archive_tar": _COLLECTION + r"/archive/p(?P<partition>[0-9]{5})/b(?P<epoch>[0-9]{10})/(?P<ulid>" + ULID + r")\.tar",
+    "claim": _COLLECTION + r"/claim/(?P<sha256>[0-9a-f]{64})",
+    "generation": _INDEX + r"/generation/(?P<generation>[0-9]{10})/(?P<field>[A-Za-z0-9][A-Za-z0-9_-]{0,62})",
+    "manifest": _PARTITION + r"/manifest/(?P<version>[0-9]{20})\.json",
+    "part": _PARTITION + r"/(?P<role>[bm])(?P<epoch>[0-9]{10})/(?P<ulid>" + ULID + r")\.(?P<part>[A-Za-z0-9_.-]+)",
+    "boundary": _PARTITION + r"/gc/boundary",
+    "pin": _PARTITION + r"/pins/(?P<ulid>" + ULID + r")\.json",
+}
+"""One pattern per kind of object; `parse_key` reads by them and the tests format and parse by them."""
+
+_COMPILED = {kind: re.compile(pattern + r"\Z") for kind, pattern in PATTERNS.items()}
+
+
+def validate_key(key: str) -> str:
+    """Return `key` if it can only name an object inside the bucket.
+
+    Raises
+    ------
+    SettingsError
+        Empty, longer than 1,024 bytes, or with an empty segment, ``.``, ``..`` or a character outside ``A-Za-z0-9._=-``
+        (reliability.md S12: minio-py's raw put does not check keys).
+    """
+    segments = key.split("/")
+    if (
+        not key
+        or len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES
+        or any(part in (".", "..") or not _SEGMENT.match(part) for part in segments)
+    ):
+        raise SettingsError(f"object key {key[:80]!r} is not valid", hint="keys are path segments of A-Z a-z 0-9 . _ = -", code="invalid_key")
+    return key
+
+
+def validate_name(name: str, what: str = "collection") -> str:
+    """Return `name` if it can name a collection, index or field.
+
+    Raises
+    ------
+    SettingsError
+        Not 1 to 63 letters, digits, ``_`` and ``-``, beginning with a letter or digit.
+    """
+    if not _NAME.match(name):
+        raise SettingsError(
+            f"{what} name {name[:80]!r} is not valid",
+            hint="use 1 to 63 letters, digits, _ and -, beginning with a letter or digit",
+            code="invalid_name",
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedKey:
+    """What a key says: its kind (a key of `PATTERNS`) and its fields as text."""
+
+    kind: str
+    fields: dict[str, str]
+
+
+def parse_key(key: str) -> ParsedKey | None:
+    """Read a key back; None when it is none of ours."""
+    for kind, pattern in _COMPILED.items():
+        if match := pattern.match(key):
+            return ParsedKey(kind, match.groupdict())
+    return None
+
+
+def name_prefix(name: str) -> str:
+    """Prefix of a name's chain."""
+    return f"n/{validate_name(name)}/"
+
+
+def name_key(name: str, version: int) -> str:
+    """Key of one version of a name: which incarnation it means."""
+    return f"{name_prefix(name)}{version:020d}.json"
+
+
+NAMES_PREFIX = "n/"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionKeys:
+    """Keys under one incarnation of a collection."""
+
+    name: str
+    incarnation: str
+
+    def __post_init__(self) -> None:
+        validate_name(self.name)
+        if not re.fullmatch(ULID, self.incarnation):
+            raise SettingsError(f"incarnation {self.incarnation[:40]!r} is not a ULID", code="invalid_key")
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of everything that belongs to this incarnation."""
+        return f"c/{self.name}-{self.incarnation}/"
+
+    @property
+    def versions_prefix(self) -> str:
+        """Prefix of the collection's own chain."""
+        return f"{self.prefix}collection/"
+
+    def version(self, version: int) -> str:
+        """Key of one version of the collection's schema and settings."""
+        return f"{self.versions_prefix}{version:020d}.json"
+
+    def claim(self, sha256_hex: str) -> str:
+        """Key of a claim-check payload, by its content."""
+        return f"{self.prefix}claim/{sha256_hex}"
+
+    def archive_manifest(self, partition: int, version: int) -> str:
+        """Key of one version of a partition's archive manifest."""
+        return f"{self.prefix}archive/p{partition:05d}/manifest/{version:020d}.json"
+
+    def archive_tar(self, partition: int, epoch: int, ulid: str) -> str:
+        """Key of one WebDataset tar."""
+        return f"{self.prefix}archive/p{partition:05d}/b{epoch:010d}/{ulid}.tar"
+
+    def index(self, index: str) -> IndexKeys:
+        """Keys of one of the collection's indexes."""
+        return IndexKeys(self, validate_name(index, "index"))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexKeys:
+    """Keys of one index of a collection."""
+
+    collection: CollectionKeys
+    index: str
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the index."""
+        return f"{self.collection.prefix}i/{self.index}/"
+
+    def generation(self, generation: int, field: str) -> str:
+        """Key of the quantizers of one field in one generation."""
+        return f"{self.prefix}generation/{generation:010d}/{validate_name(field, 'field')}"
+
+    def partition(self, partition: int) -> PartitionKeys:
+        """Keys of one partition of the index."""
+        return PartitionKeys(self, partition)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionKeys:
+    """Keys of one partition of one index: manifests, segment parts, GC boundary, pins."""
+
+    index: IndexKeys
+    partition: int
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the partition."""
+        return f"{self.index.prefix}p{self.partition:05d}/"
+
+    @property
+    def manifests_prefix(self) -> str:
+        """Prefix of the manifest chain."""
+        return f"{self.prefix}manifest/"
+
+    def manifest(self, version: int) -> str:
+        """Key of one manifest version."""
+        return f"{self.manifests_prefix}{version:020d}.json"
+
+    def part(self, role: str, epoch: int, ulid: str, part: str) -> str:
+        """Key of a segment part, delete delta or ledger, under the claim (``b`` builder, ``m`` compactor) that wrote it."""
+        return f"{self.prefix}{role}{epoch:010d}/{ulid}.{part}"
+
+    @property
+    def boundary(self) -> str:
+        """Key of the highest manifest version that may be deleted."""
+        return f"{self.prefix}gc/boundary"
+
+    def pin(self, ulid: str) -> str:
+        """Key of a reader's pin."""
+        return f"{self.prefix}pins/{ulid}.json"

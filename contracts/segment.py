@@ -1,0 +1,146 @@
+"""Segment parts: the bytes of one immutable piece of the index (docs/formats/segment.md).
+
+    rows            Arrow rows with lineage and payload, and their sorted id hashes
+    field.<name>    vectors of one field: flat below the training size (layout ``flat``), inverted lists of a generation above (``ivf``)
+
+Takes: Arrow rows, vector matrices. Gives: part bytes, and parts read back without copying. Owns: both layouts.
+Never: holds a verdict or a delete (the ledger and the delete delta do); a segment's bytes never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from contracts.attributes import struct_type
+from contracts.collection import FieldRecord
+from contracts.errors import CorruptError
+from contracts.footer_file import FooterFile, write_footer_file
+from contracts.item import IdIndex, id_hashes
+from contracts.vectors_batch import LINEAGE_FIELDS, PAYLOAD_FIELDS
+
+ROWS_PART = "rows"
+FIELD_PART_PREFIX = "field."
+
+
+def rows_schema(attributes: Mapping[str, str]) -> pa.Schema:
+    """Schema of stored rows: a batch's columns without `op`, `patch` and the vectors."""
+    return pa.schema([*LINEAGE_FIELDS, pa.field("text", pa.utf8()), pa.field("attributes", struct_type(attributes)), *PAYLOAD_FIELDS])
+
+
+@dataclass(frozen=True, slots=True)
+class RowsPart:
+    """A read `rows` part. `batch` has n rows; `ids` finds a row by id hash."""
+
+    batch: pa.RecordBatch
+    ids: IdIndex
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPart:
+    """A read flat field part.
+
+    `matrix` has shape (m, d) and the field's dtype; `rows` has shape (m,), dtype uint32: the segment row of each vector.
+    """
+
+    matrix: NDArray[Any]
+    rows: NDArray[np.uint32]
+    meta: Mapping[str, Any]
+
+
+def write_rows_part(rows: pa.RecordBatch, meta: Mapping[str, Any]) -> bytes:
+    """Bytes of the `rows` part of n rows whose ids are unique and not null."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_batch(rows)
+    index = IdIndex.of(id_hashes(rows.column("id").to_pylist()))
+    sections: dict[str, bytes | memoryview] = {
+        "rows": memoryview(sink.getvalue()),
+        "id_hashes": index.hashes.astype(">u8").tobytes(),
+        "id_rows": index.rows.astype("<u4").tobytes(),
+    }
+    return write_footer_file("rows", sections, {**meta, "rows": rows.num_rows})
+
+
+def read_rows_part(data: bytes | memoryview, where: str) -> RowsPart:
+    """Read a `rows` part whose bytes were checked against the manifest.
+
+    Raises
+    ------
+    CorruptError
+        Not a rows part, or its sections disagree on the number of rows.
+    """
+    file = FooterFile.read(data, where, "rows")
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(file.section("rows", where)))
+        batch = table.get_batch(0) if table.num_record_batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptError(f"{where}: the Arrow rows cannot be read: {error}") from None
+    hashes = np.frombuffer(file.section("id_hashes", where), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    rows = np.frombuffer(file.section("id_rows", where), dtype="<u4")
+    if not len(rows) == len(hashes) == batch.num_rows == file.meta.get("rows"):
+        raise CorruptError(f"{where}: {batch.num_rows} rows, {len(hashes)} id hashes, meta says {file.meta.get('rows')}")
+    return RowsPart(batch, IdIndex(hashes, rows), file.meta)
+
+
+def write_field_part(field: FieldRecord, matrix: NDArray[Any], present: NDArray[np.bool_]) -> bytes:
+    """Bytes of a flat field part.
+
+    Parameters
+    ----------
+    field : FieldRecord
+        Name, space, metric and dtype; they stand in the part's meta.
+    matrix : NDArray
+        shape (n, d), one row per segment row, in the field's dtype.
+    present : NDArray[np.bool_]
+        shape (n,); rows without a vector are left out of the part.
+    """
+    if matrix.ndim != 2 or matrix.shape[1] != field.dimension or len(matrix) != len(present):
+        raise ValueError(f"field {field.name}: matrix {matrix.shape}, present {present.shape}, dimension {field.dimension}")
+    meta = {
+        "field": field.name,
+        "space_id": field.space_id,
+        "metric": field.metric,
+        "dtype": field.dtype,
+        "dimension": field.dimension,
+        "rows": len(matrix),
+        "vectors": int(present.sum()),
+        "layout": "flat",
+        "generation": None,
+        "statistics": {},
+    }
+    kept = matrix if present.all() else matrix[present]
+    sections: dict[str, bytes | memoryview] = {
+        "vectors": np.ascontiguousarray(kept.astype(np.dtype(field.dtype).newbyteorder("<"), copy=False)).tobytes()
+    }
+    if not present.all():
+        sections["rows"] = np.flatnonzero(present).astype("<u4").tobytes()
+    return write_footer_file("field", sections, meta)
+
+
+def read_field_part(data: bytes | memoryview, field: FieldRecord, where: str) -> FieldPart:
+    """Read a flat field part whose bytes were checked against the manifest.
+
+    Raises
+    ------
+    CorruptError
+        Another space, dimension, dtype or layout than the index's field, or sizes that disagree.
+    """
+    file = FooterFile.read(data, where, "field")
+    meta = file.meta
+    for name in ("space_id", "metric", "dtype", "dimension"):
+        if meta.get(name) != getattr(field, name):
+            raise CorruptError(f"{where}: {name} is {meta.get(name)!r}, the index's field {field.name} says {getattr(field, name)!r}")
+    if meta.get("layout") != "flat":
+        raise CorruptError(f"{where}: layout {meta.get('layout')!r} is not known", hint="upgrade headwater on this machine", code="unknown_format")
+    flat = np.frombuffer(file.section("vectors", where), dtype=np.dtype(field.dtype).newbyteorder("<"))
+    rows = np.frombuffer(file.sections["rows"], dtype="<u4") if "rows" in file.sections else np.arange(meta["rows"], dtype=np.uint32)
+    if len(flat) != meta["vectors"] * field.dimension or len(rows) != meta["vectors"]:
+        raise CorruptError(f"{where}: {len(flat)} numbers for {meta['vectors']} vectors of {field.dimension}")
+    return FieldPart(flat.reshape(-1, field.dimension), rows, meta)
