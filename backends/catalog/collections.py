@@ -6,13 +6,12 @@ Never: creates topics (`headwater.collections` does both in the right order).
 
 from __future__ import annotations
 
+from backends.catalog.objects import put_settled
 from contracts.collection import CollectionRecord, NameRecord
 from contracts.errors import CorruptError, NotFoundError, SettingsError, SnapshotError
 from contracts.manifest import object_version
 from contracts.object_keys import NAMES_PREFIX, CollectionKeys, name_key, name_prefix, parse_key
 from contracts.store import ObjectStore
-
-from backends.catalog.objects import put_settled
 
 
 class CollectionCatalog:

@@ -1,9 +1,11 @@
 """The manifest chain of one partition of one index.
 
-Takes: an object store and partition keys. Gives: the head, the next version, a settled attempt to create one. Owns: the rules on 404 and the GC boundary.
+Takes: an object store and partition keys. Gives: the head, the next version, a settled attempt to create one.
+Owns: the rules on 404 and the GC boundary.
 Never: decides what a commit holds; that is `indexer.commit`.
 
-Reader rules (DESIGN section 4): a 404 at v+1 means "v is the head" only if v is above the GC boundary, read *after* the manifest; every step checks `previous`.
+Reader rules (DESIGN section 4): a 404 at v+1 means "v is the head" only if v is above the GC boundary, read *after* the manifest;
+every step checks `previous`.
 """
 
 from __future__ import annotations
