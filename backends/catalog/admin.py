@@ -87,7 +87,9 @@ def _spec(engines: Engines, name: str, partitions: int, retention_seconds: int) 
 
 def _record(engines: Engines, request: CollectionRequest, source: TopicInfo, vectors: TopicInfo) -> CollectionRecord:
     now = datetime.fromtimestamp(engines.clock.now_seconds(), UTC).isoformat(timespec="milliseconds")
+    fields = tuple(request.fields)
     try:
+        index = IndexRecord(name=FIRST_INDEX, fields=fields, vectors_topic=vectors.name, vectors_topic_id=vectors.topic_id)
         return CollectionRecord.model_validate(
             {
                 "version": 1,
