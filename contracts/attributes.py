@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +30,11 @@ ARROW_TYPES: dict[str, pa.DataType] = {
 }
 """Attribute types; each may be an array by a ``[]`` suffix."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MIN_TIME_US = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+MAX_TIME_US = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""Times that can be stored and shown: years 1 to 9999, UTC, in microseconds since 1970."""
+
 TYPE_PATTERN = re.compile("(" + "|".join(ARROW_TYPES) + r")(\[\])?\Z")
 
 
@@ -50,13 +55,15 @@ def struct_type(schema: Mapping[str, str]) -> pa.StructType:
 
 def parse_time(value: str) -> int:
     """Microseconds since the epoch of an RFC 3339 time; ValueError where it is none."""
-    if not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
+    if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]", value):
         raise ValueError("not an RFC 3339 time")
     parsed = datetime.fromisoformat(value.replace("z", "Z").replace("t", "T"))
     if parsed.tzinfo is None:
         raise ValueError("the time has no zone; end it with Z or +hh:mm")
-    seconds = parsed.astimezone(UTC)
-    return int((seconds - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
+    try:
+        return (parsed.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)  # whole numbers: seconds as float lose microseconds
+    except OverflowError:
+        raise ValueError("the time lies outside the years 1 to 9999") from None
 
 
 def _keyword(value: Any) -> Any:
@@ -86,7 +93,7 @@ def _integer(value: Any) -> Any:
 
 
 def _float(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1.7e308:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1.7e308:  # also NaN
         raise ValueError("not a number")
     return float(value)
 
@@ -94,10 +101,10 @@ def _float(value: Any) -> Any:
 def _datetime(value: Any) -> Any:
     if isinstance(value, str):
         return parse_time(value)
-    seconds = _float(value)
-    if abs(seconds) > 2.5e11:
-        raise ValueError("not a time in seconds since 1970")
-    return int(seconds * 1_000_000)
+    stamp = round(_float(value) * 1_000_000) if abs(_float(value)) < 1e12 else MAX_TIME_US + 1
+    if not MIN_TIME_US <= stamp <= MAX_TIME_US:
+        raise ValueError("not a time in seconds since 1970, between the years 1 and 9999")
+    return stamp
 
 
 def _geo(value: Any) -> Any:

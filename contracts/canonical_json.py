@@ -1,15 +1,18 @@
 """Canonical JSON: one byte string per value, and a reader that refuses what a careless parser lets through.
 
-Takes: values, bytes. Gives: bytes, values. Owns: sorted keys, no white space, UTF-8, no NaN, no duplicate keys.
-Never: trusts depth or size.
+Takes: values, bytes. Gives: bytes, values. Owns: sorted keys, no white space, UTF-8, no NaN, no infinity, no duplicate keys, no lone
+surrogates, depth. Never: trusts depth or size; what `load` returns, `dump` and Arrow can write.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_DEPTH = 100
+"""Arrays and objects inside each other; far below what any Python's recursion limit lets `dump` write again."""
 
 
 def dump(value: Any) -> bytes:
@@ -28,18 +31,39 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is too large")
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for box in level if isinstance(box, dict | list) for child in (box.values() if isinstance(box, dict) else box)]
+        if not level:
+            return
+    raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}")
+
+
 def load(data: bytes | str, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Decode JSON strictly.
 
     Raises
     ------
     ValueError
-        Too large, not UTF-8, not JSON, a key twice, NaN or Infinity, or nested too deep.
+        Too large, not UTF-8, not JSON, a key twice, NaN, infinity or a number beyond float64, a lone surrogate,
+        or nested deeper than `MAX_DEPTH`.
     """
     if len(data) > max_bytes:
         raise ValueError(f"{len(data)} bytes of JSON, more than {max_bytes}")
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
-        raise ValueError("JSON is nested too deep") from None
+        raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}") from None
+    _check_depth(value)
+    if "\\u" in text:  # only an escape can make half a surrogate pair, which no UTF-8 column can hold
+        dump(value)
+    return value

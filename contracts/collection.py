@@ -41,7 +41,7 @@ class StoredModel(BaseModel):
         Raises
         ------
         CorruptError
-            Not the canonical form of a record of this format version.
+            Not the JSON of a record of this format version (types are strict: a number in quotes is no number).
         """
         try:
             value = canonical_json.load(data)
@@ -53,7 +53,7 @@ class StoredModel(BaseModel):
                 f"{where}: format {found!r}, this version reads {FORMAT_VERSION}", hint="upgrade headwater on this machine", code="unknown_format"
             )
         try:
-            return cls.model_validate(value, strict=False)
+            return cls.model_validate_json(data)  # JSON mode: strict, and an array is a tuple
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             raise CorruptError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyroaring import BitMap
 
+from contracts import FORMAT_VERSION
 from contracts.errors import CorruptError
 from contracts.footer_file import FooterFile, write_footer_file
 from contracts.item import VersionOrder, version_order
@@ -87,8 +88,10 @@ def decode_delete_delta(data: bytes | memoryview, where: str) -> DeleteDelta:
     try:
         bitmaps = {name.removeprefix(_BITMAP): BitMap.deserialize(bytes(view)) for name, view in file.sections.items() if name.startswith(_BITMAP)}
         table = pa.ipc.open_file(pa.py_buffer(file.section("tombstones", where))).read_all()
-    except (ValueError, pa.ArrowInvalid, OSError) as error:
+    except (ValueError, pa.ArrowException, OSError) as error:
         raise CorruptError(f"{where}: a bitmap or the tombstones cannot be read: {error}") from None
+    if not table.schema.equals(_SCHEMA):
+        raise CorruptError(f"{where}: the tombstones have other columns than format {FORMAT_VERSION}", code="unknown_format")
     stamps = table.column("committed_at").cast(pa.int64()).to_pylist()
     names = ("id", "offset", "item", "origin_offset", "origin_item")
     rows = zip(*(table.column(name).to_pylist() for name in names), stamps, strict=True)

@@ -72,8 +72,8 @@ class FooterFile:
             if body["format"] != FORMAT_VERSION:
                 raise CorruptError(f"{where}: format {body['format']!r}", hint="upgrade headwater on this machine", code="unknown_format")
             sections = {name: _section(view, start, place) for name, place in body["sections"].items()}
-            found = cls(body["kind"], body["meta"], sections)
-        except (ValueError, KeyError, TypeError) as error:
+            found = cls(body["kind"], dict(body["meta"]), sections)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptError(f"{where}: the footer cannot be read: {error}") from None
         if kind is not None and found.kind != kind:
             raise CorruptError(f"{where}: holds {found.kind}, not {kind}")
@@ -127,7 +127,10 @@ def check_chunks(data: bytes | memoryview, first_chunk: int, chunks_sha256: str,
     CorruptError
         A chunk differs, or lies beyond the object.
     """
-    digests = base64.b64decode(chunks_sha256)
+    try:
+        digests = base64.b64decode(chunks_sha256, validate=True)
+    except ValueError:
+        raise CorruptError(f"{where}: the manifest's chunk digests are not base64") from None
     view = memoryview(data).cast("B")
     for number, start in enumerate(range(0, len(view), CHUNK_BYTES), first_chunk):
         if hashlib.sha256(view[start : start + CHUNK_BYTES]).digest() != digests[number * 32 : number * 32 + 32]:

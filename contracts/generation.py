@@ -58,17 +58,20 @@ def decode_generation(data: bytes | memoryview, where: str) -> Generation:
     """Read a generation object; CorruptError where sections and meta disagree."""
     file = FooterFile.read(data, where, "generation")
     meta = file.meta
-    centroids = np.frombuffer(file.section("centroids", where), dtype="<f4")
-    if len(centroids) != meta["nlist"] * meta["dimension"]:
-        raise CorruptError(f"{where}: {len(centroids)} numbers for {meta['nlist']} centroids of {meta['dimension']}")
-    return Generation(
-        meta["field"],
-        meta["generation"],
-        meta["space_id"],
-        meta["metric"],
-        meta["codec"],
-        centroids.reshape(meta["nlist"], meta["dimension"]),
-        bytes(file.section("quantizer", where)),
-        meta["trained_rows"],
-        meta["statistics"],
-    )
+    try:
+        centroids = np.frombuffer(file.section("centroids", where), dtype="<f4").reshape(meta["nlist"], meta["dimension"])
+        return Generation(
+            meta["field"],
+            meta["generation"],
+            meta["space_id"],
+            meta["metric"],
+            meta["codec"],
+            centroids,
+            bytes(file.section("quantizer", where)),
+            meta["trained_rows"],
+            meta["statistics"],
+        )
+    except (ValueError, TypeError) as error:
+        raise CorruptError(f"{where}: centroids and meta disagree: {error}") from None
+    except KeyError as error:
+        raise CorruptError(f"{where}: meta lacks {error}") from None

@@ -114,8 +114,10 @@ def untiled(runs: Iterable[LedgerRun], start_offset: int, next_offset: int) -> l
     missing: list[tuple[int, int]] = []
     at = start_offset
     for run in sorted(runs, key=lambda r: (r.start_offset, r.next_offset)):
+        if at >= next_offset:
+            break
         if run.start_offset > at:
-            missing.append((at, run.start_offset))
+            missing.append((at, min(run.start_offset, next_offset)))
         at = max(at, run.next_offset)
     if at < next_offset:
         missing.append((at, next_offset))

@@ -16,12 +16,22 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from contracts import FORMAT_VERSION
 from contracts.collection import Name, StoredModel, Ulid
+from contracts.errors import SettingsError
 from contracts.footer_file import chunk_hashes
 from contracts.object_keys import validate_key
 
 MAX_OFFSET = 2**63 - 1
+
+
+def _checked_key(key: str) -> str:
+    try:
+        return validate_key(key)
+    except SettingsError as error:  # a ValueError is what pydantic turns into "field ...: ..."
+        raise ValueError(error.message) from None
+
+
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Key = Annotated[str, AfterValidator(validate_key)]
+Key = Annotated[str, AfterValidator(_checked_key)]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
 
 
@@ -107,7 +117,7 @@ class Manifest(StoredModel):
     checkpoint: Checkpoint
     epochs: Epochs = Epochs()
     published: dict[str, Ulid] = {}
-    generation: dict[Name, int] = {}
+    generation: dict[Name, Annotated[int, Field(ge=0)]] = {}
     segments: tuple[SegmentEntry, ...] = ()
     deletes: tuple[ObjectEntry, ...] = ()
     ledger: tuple[LedgerEntry, ...] = ()

@@ -91,7 +91,7 @@ class _Envelope:
 
 def read_media_record(record: LogRecord, collection: CollectionRecord, limits: RecordLimits) -> list[MediaItem | RejectedItem]:
     """Items of one record, in item order; never raises for what the record holds."""
-    produced_at_us = record.timestamp_ms * 1000
+    produced_at_us = min(max(record.timestamp_ms, 0) * 1000, typed.MAX_TIME_US)  # a producer chooses it: any 64-bit number
     try:
         if len(record.headers) > MAX_HEADERS:
             raise RecordError("bad_envelope", f"{len(record.headers)} headers, more than {MAX_HEADERS}")
@@ -142,7 +142,7 @@ def _configured_id(record: LogRecord, collection: CollectionRecord) -> str | Non
             return None
         for part in collection.id_from.removeprefix("json:").split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        return str(value) if isinstance(value, str | int) else None
+        return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
     return None
 
 
@@ -187,7 +187,7 @@ def _structured(value: bytes) -> _Envelope:
         event = canonical_json.load(value)
         if not isinstance(event, dict) or not isinstance(event.get("specversion"), str):
             raise ValueError("not a CloudEvent with specversion")
-        data = event.get("data", "")
+        data = event.get("data") or ""
         body = base64.b64decode(event["data_base64"], validate=True) if "data_base64" in event else _as_bytes(data)
     except (ValueError, TypeError, binascii.Error) as error:
         raise RecordError("bad_envelope", f"the CloudEvent cannot be read: {error}") from None
@@ -293,7 +293,7 @@ def coerced_attributes(found: Any, collection: CollectionRecord) -> dict[str, An
         raise RecordError("bad_attributes", "the attributes are not a JSON object")
     try:
         return typed.coerce_all(found, collection.attributes)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: an Arrow struct may hold what JSON cannot
         raise RecordError("bad_attributes", str(error)) from None
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from contracts import canonical_json
-from contracts.attributes import coerce_all
+from contracts.attributes import MAX_TIME_US, MIN_TIME_US, coerce_all
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.errors import RecordError
 from contracts.log import LogRecord
@@ -40,9 +40,9 @@ def read_rows(record: LogRecord, collection: CollectionRecord, limits: RecordLim
     for row in range(table.num_rows):
         try:
             vectors = {name: _row_vector(column, row, name) for name, column in columns.items() if column is not None}
-            out.append(_row_item(record, row, {n: values[row] for n, values in payload.items()}, vectors, collection, limits, produced_at_us))
-            if times is not None and times[row] is not None:
-                out[-1].event_time_us = times[row]  # type: ignore[union-attr]
+            item = _row_item(record, row, {n: values[row] for n, values in payload.items()}, vectors, collection, limits, produced_at_us)
+            item.event_time_us = _row_time(times, row, produced_at_us)
+            out.append(item)
         except RecordError as error:
             out.append(RejectedItem(record.offset, row, error.reason, error.message, produced_at_us, _shown_id(payload, row)))
     return out
@@ -59,7 +59,7 @@ def _open_stream(value: bytes, limits: RecordLimits) -> pa.Table:
                 batch.validate(full=True)
                 batches.append(batch)
             table = pa.Table.from_batches(batches, schema=reader.schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a column name that is not UTF-8
         raise RecordError("bad_envelope", f"not an Arrow IPC stream: {error}") from None
     if table.num_rows == 0:
         raise RecordError("empty", "the Arrow stream has no rows")
@@ -73,12 +73,28 @@ def _times(table: pa.Table) -> list[int | None] | None:
         return None
     try:
         return table.column("time").cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_pylist()  # type: ignore[no-any-return]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except pa.ArrowException as error:
         raise RecordError("bad_time", f"column time: {error}") from None
 
 
+def _row_time(times: list[int | None] | None, row: int, otherwise_us: int) -> int:
+    time_us = None if times is None else times[row]
+    if time_us is None:
+        return otherwise_us
+    if not MIN_TIME_US <= time_us <= MAX_TIME_US:
+        raise RecordError("bad_time", f"the time of row {row} lies outside the years 1 to 9999")
+    return time_us
+
+
 _Column = tuple[NDArray[np.float32], NDArray[np.int8]]
-_PROBLEMS = ("", "is null", "has a value that is not finite", "has length zero, which has no direction under cosine", "is too large for float16")
+_PROBLEMS = (
+    "",
+    "is null",
+    "has a value that is not finite",
+    "has length zero, which has no direction under cosine",
+    "is too large for float16",
+    "has another length than the field's dimension",
+)
 
 
 def _vectors(table: pa.Table, field: FieldRecord) -> _Column | None:
@@ -90,22 +106,26 @@ def _vectors(table: pa.Table, field: FieldRecord) -> _Column | None:
         column = pa.concat_arrays(column.chunks)
     if not (pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)) or not pa.types.is_floating(column.type.value_type):
         raise RecordError("bad_vector", f"column {field.name} is {column.type}, not a list of floats")
-    lengths = {length for length in column.value_lengths().unique().to_pylist() if length is not None} if pa.types.is_list(column.type) else set()
-    if pa.types.is_fixed_size_list(column.type):
-        lengths = {column.type.list_size}
-    if lengths - {field.dimension}:
-        raise RecordError("bad_vector", f"column {field.name} has vectors of length {sorted(lengths)}, the field's dimension is {field.dimension}")
     valid = np.asarray(column.is_valid())
-    matrix = np.zeros((len(column), field.dimension), np.float32)
-    matrix[valid] = np.asarray(column.flatten(), dtype=np.float32).reshape(-1, field.dimension)
-    problem = np.zeros(len(column), np.int8)
-    norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
-    if field.metric == "cosine":
-        problem[norms == 0] = 3
-        np.divide(matrix, norms[:, None].astype(np.float32), out=matrix, where=(norms > 0)[:, None] & np.isfinite(norms)[:, None])
-    elif field.dtype == "float16":
-        problem[np.abs(matrix).max(axis=1) > FLOAT16_MAX] = 4
-    problem[~np.isfinite(norms)] = 2
+    fits = np.asarray(column.value_lengths().fill_null(-1)) == field.dimension
+    wide = np.zeros((len(column), field.dimension), np.float64)
+    wide[fits] = np.asarray(column.filter(pa.array(fits)).flatten(), dtype=np.float64).reshape(-1, field.dimension)
+    return _checked(wide, field, valid, fits)
+
+
+def _checked(wide: NDArray[np.float64], field: FieldRecord, valid: NDArray[np.bool_], fits: NDArray[np.bool_]) -> _Column:
+    """Vectors, shape (n, d), as float32 and what is wrong with each; computed in float64, in which no finite float32 overflows."""
+    problem = np.zeros(len(wide), np.int8)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is found below
+        norms = np.linalg.norm(wide, axis=1)
+        if field.metric == "cosine":
+            problem[norms == 0] = 3
+            wide = wide / np.where(norms > 0, norms, 1.0)[:, None]
+        elif field.dtype == "float16":
+            problem[np.abs(wide).max(axis=1) > FLOAT16_MAX] = 4
+        matrix = wide.astype(np.float32)
+    problem[~np.isfinite(norms) | ~np.isfinite(matrix).all(axis=1)] = 2
+    problem[~fits] = 5
     problem[~valid] = 1
     return matrix, problem
 
@@ -129,11 +149,11 @@ def _row_item(
     produced_at_us: int,
 ) -> MediaItem:
     item_id, text, acl = payload.get("id"), payload.get("text"), payload.get("acl")
-    if item_id is not None and not isinstance(item_id, str | int):
+    if item_id is not None and (isinstance(item_id, bool) or not isinstance(item_id, str | int)):
         raise RecordError("bad_id", f"the id of row {row} is not a string")
     if text is not None and not isinstance(text, str):
         raise RecordError("bad_text", f"the text of row {row} is not a string")
-    if acl is not None and not all(isinstance(entry, str) for entry in acl):
+    if acl is not None and not (isinstance(acl, list) and all(isinstance(entry, str) for entry in acl)):
         raise RecordError("bad_acl", f"the acl of row {row} is not a list of strings")
     return MediaItem(
         offset=record.offset,

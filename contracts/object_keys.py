@@ -88,6 +88,13 @@ def parse_key(key: str) -> ParsedKey | None:
     return None
 
 
+def _made(kind: str, key: str) -> str:
+    """Return a formatted key if `parse_key` would read it back as this kind (numbers in range, ULIDs, hashes)."""
+    if not _COMPILED[kind].match(key) or len(key) > MAX_KEY_BYTES:
+        raise SettingsError(f"{key[:120]!r} is not a key of kind {kind}", hint="a number, ULID or hash in it is out of range", code="invalid_key")
+    return key
+
+
 def name_prefix(name: str) -> str:
     """Prefix of a name's chain."""
     return f"n/{validate_name(name)}/"
@@ -95,7 +102,7 @@ def name_prefix(name: str) -> str:
 
 def name_key(name: str, version: int) -> str:
     """Key of one version of a name: which incarnation it means."""
-    return f"{name_prefix(name)}{version:020d}.json"
+    return _made("name", f"{name_prefix(name)}{version:020d}.json")
 
 
 NAMES_PREFIX = "n/"
@@ -125,19 +132,19 @@ class CollectionKeys:
 
     def version(self, version: int) -> str:
         """Key of one version of the collection's schema and settings."""
-        return f"{self.versions_prefix}{version:020d}.json"
+        return _made("collection", f"{self.versions_prefix}{version:020d}.json")
 
     def claim(self, sha256_hex: str) -> str:
         """Key of a claim-check payload, by its content."""
-        return f"{self.prefix}claim/{sha256_hex}"
+        return _made("claim", f"{self.prefix}claim/{sha256_hex}")
 
     def archive_manifest(self, partition: int, version: int) -> str:
         """Key of one version of a partition's archive manifest."""
-        return f"{self.prefix}archive/p{partition:05d}/manifest/{version:020d}.json"
+        return _made("archive_manifest", f"{self.prefix}archive/p{partition:05d}/manifest/{version:020d}.json")
 
     def archive_tar(self, partition: int, epoch: int, ulid: str) -> str:
         """Key of one WebDataset tar."""
-        return f"{self.prefix}archive/p{partition:05d}/b{epoch:010d}/{ulid}.tar"
+        return _made("archive_tar", f"{self.prefix}archive/p{partition:05d}/b{epoch:010d}/{ulid}.tar")
 
     def index(self, index: str) -> IndexKeys:
         """Keys of one of the collection's indexes."""
@@ -158,7 +165,7 @@ class IndexKeys:
 
     def generation(self, generation: int, field: str) -> str:
         """Key of the quantizers of one field in one generation."""
-        return f"{self.prefix}generation/{generation:010d}/{validate_name(field, 'field')}"
+        return _made("generation", f"{self.prefix}generation/{generation:010d}/{validate_name(field, 'field')}")
 
     def partition(self, partition: int) -> PartitionKeys:
         """Keys of one partition of the index."""
@@ -184,17 +191,17 @@ class PartitionKeys:
 
     def manifest(self, version: int) -> str:
         """Key of one manifest version."""
-        return f"{self.manifests_prefix}{version:020d}.json"
+        return _made("manifest", f"{self.manifests_prefix}{version:020d}.json")
 
     def part(self, role: str, epoch: int, ulid: str, part: str) -> str:
         """Key of a segment part, delete delta or ledger, under the claim (``b`` builder, ``m`` compactor) that wrote it."""
-        return f"{self.prefix}{role}{epoch:010d}/{ulid}.{part}"
+        return _made("part", f"{self.prefix}{role}{epoch:010d}/{ulid}.{part}")
 
     @property
     def boundary(self) -> str:
         """Key of the highest manifest version that may be deleted."""
-        return f"{self.prefix}gc/boundary"
+        return _made("boundary", f"{self.prefix}gc/boundary")
 
     def pin(self, ulid: str) -> str:
         """Key of a reader's pin."""
-        return f"{self.prefix}pins/{ulid}.json"
+        return _made("pin", f"{self.prefix}pins/{ulid}.json")

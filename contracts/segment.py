@@ -80,10 +80,13 @@ def read_rows_part(data: bytes | memoryview, where: str) -> RowsPart:
     try:
         table = pa.ipc.open_file(pa.py_buffer(file.section("rows", where)))
         batch = table.get_batch(0) if table.num_record_batches else pa.RecordBatch.from_pylist([], schema=table.schema)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise CorruptError(f"{where}: the Arrow rows cannot be read: {error}") from None
-    hashes = np.frombuffer(file.section("id_hashes", where), dtype=">u8").astype(np.uint64).reshape(-1, 2)
-    rows = np.frombuffer(file.section("id_rows", where), dtype="<u4")
+    try:
+        hashes = np.frombuffer(file.section("id_hashes", where), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+        rows = np.frombuffer(file.section("id_rows", where), dtype="<u4")
+    except ValueError as error:
+        raise CorruptError(f"{where}: the id hashes cannot be read: {error}") from None
     if not len(rows) == len(hashes) == batch.num_rows == file.meta.get("rows"):
         raise CorruptError(f"{where}: {batch.num_rows} rows, {len(hashes)} id hashes, meta says {file.meta.get('rows')}")
     return RowsPart(batch, IdIndex(hashes, rows), file.meta)
@@ -134,13 +137,17 @@ def read_field_part(data: bytes | memoryview, field: FieldRecord, where: str) ->
     """
     file = FooterFile.read(data, where, "field")
     meta = file.meta
-    for name in ("space_id", "metric", "dtype", "dimension"):
-        if meta.get(name) != getattr(field, name):
-            raise CorruptError(f"{where}: {name} is {meta.get(name)!r}, the index's field {field.name} says {getattr(field, name)!r}")
+    expected = {"field": field.name, "space_id": field.space_id, "metric": field.metric, "dtype": field.dtype, "dimension": field.dimension}
+    for name, value in expected.items():
+        if meta.get(name) != value:
+            raise CorruptError(f"{where}: {name} is {meta.get(name)!r}, the index's field {field.name} says {value!r}")
     if meta.get("layout") != "flat":
         raise CorruptError(f"{where}: layout {meta.get('layout')!r} is not known", hint="upgrade headwater on this machine", code="unknown_format")
-    flat = np.frombuffer(file.section("vectors", where), dtype=np.dtype(field.dtype).newbyteorder("<"))
-    rows = np.frombuffer(file.sections["rows"], dtype="<u4") if "rows" in file.sections else np.arange(meta["rows"], dtype=np.uint32)
-    if len(flat) != meta["vectors"] * field.dimension or len(rows) != meta["vectors"]:
-        raise CorruptError(f"{where}: {len(flat)} numbers for {meta['vectors']} vectors of {field.dimension}")
-    return FieldPart(flat.reshape(-1, field.dimension), rows, meta)
+    try:
+        matrix = np.frombuffer(file.section("vectors", where), dtype=np.dtype(field.dtype).newbyteorder("<")).reshape(-1, field.dimension)
+        rows = np.frombuffer(file.sections["rows"], dtype="<u4") if "rows" in file.sections else np.arange(meta["rows"], dtype=np.uint32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{where}: the vectors cannot be read: {error}") from None
+    if not len(matrix) == len(rows) == meta.get("vectors") or (len(rows) and int(rows.max()) >= meta.get("rows", 0)):
+        raise CorruptError(f"{where}: {len(matrix)} vectors for {len(rows)} rows, meta says {meta.get('vectors')} of {meta.get('rows')}")
+    return FieldPart(matrix, rows, meta)

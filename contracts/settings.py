@@ -9,18 +9,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import SettingsError as UnreadableSettings
 
 from contracts.errors import SettingsError
 
 MEBIBYTE = 1024 * 1024
+_PREFIX = "HEADWATER_"
+
+
+class _UnknownNames(EnvSettingsSource):
+    """Names in the environment that begin with our prefix and are no setting: a typing mistake must not be silence."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Name each of them once, without its value, so that validation refuses it."""
+        names = (name.lower().removeprefix(_PREFIX.lower()) for name in self.env_vars if name.lower().startswith(_PREFIX.lower()))
+        return dict.fromkeys((name for name in names if name not in self.settings_cls.model_fields), "")
 
 
 class Settings(BaseSettings):
     """All settings of all roles; each is documented by its description, with its unit in its name."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADWATER_", yaml_file="headwater.yaml", frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, yaml_file="headwater.yaml", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     # ---- where things are -------------------------------------------------------------------------------------
     log_url: str = Field("sqlite:///headwater-data/log.sqlite", description="sqlite:///PATH, kafka://HOST:PORT[,HOST:PORT] or memory://")
@@ -85,7 +97,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order: arguments, environment, `headwater.yaml`."""
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, _UnknownNames(settings_cls), YamlConfigSettingsSource(settings_cls)
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -101,7 +113,15 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "headwater.yaml"
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(
+                f"setting {name} does not exist",
+                hint=f"remove {name} from headwater.yaml or {_PREFIX}{name.upper()} from the environment; docs/settings.md lists every setting",
+            ) from None
         raise SettingsError(
             f"setting {name}: {first['msg']}",
-            hint=f"set HEADWATER_{name.upper()} or mend headwater.yaml; docs/settings.md lists every setting",
+            hint=f"set {_PREFIX}{name.upper()} or mend headwater.yaml; docs/settings.md lists every setting",
         ) from None
+    except (yaml.YAMLError, UnreadableSettings, AttributeError, TypeError, ValueError, OSError):
+        # the parser's own message shows a piece of the file, which may be a secret
+        raise SettingsError("headwater.yaml cannot be read", hint="it must be a YAML mapping of setting names to values, in UTF-8") from None

@@ -31,6 +31,8 @@ RUN_OPS: tuple[Op, ...] = ("gap", "lost")
 """For these, `item` is the number of consecutive media offsets covered, beginning at `offset`."""
 
 VECTOR_PREFIX = "vector."
+NOTICE_KEY = b"commit"
+"""Key of a commit notice: Kafka clients refuse a record that has neither key nor value."""
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 LINEAGE_FIELDS = (
     pa.field("offset", pa.int64(), nullable=False),
@@ -194,7 +196,7 @@ def decode_batch(record: LogRecord, schema: pa.Schema) -> pa.RecordBatch:
         with pa.ipc.open_stream(pa.py_buffer(value)) as reader:
             batch = reader.read_next_batch()
             batch.validate(full=False)
-    except (pa.ArrowInvalid, StopIteration, OSError) as error:
+    except (pa.ArrowException, StopIteration, OSError) as error:
         raise CorruptError(f"{where}: not an Arrow batch: {error}", hint="only headwater may write to a vectors topic") from None
     return batch if batch.schema.equals(schema, check_metadata=True) else conform(batch, schema, where)
 
@@ -205,7 +207,7 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBa
     for target in schema:
         at = batch.schema.get_field_index(target.name)
         if at < 0:
-            columns.append(pa.nulls(batch.num_rows, target.type))
+            columns.append(_missing_column(batch.num_rows, target, where))
             continue
         column, found = batch.column(at), batch.schema.field(at)
         if target.name.startswith(VECTOR_PREFIX) and (found.metadata or {}).get(b"hw_space") != target.metadata[b"hw_space"]:
@@ -218,6 +220,15 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBa
             raise CorruptError(f"{where}: column {target.name} is {column.type}, the index says {target.type}", hint="a type change is a new index")
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _missing_column(rows: int, target: pa.Field, where: str) -> pa.Array:
+    if not target.nullable:
+        raise CorruptError(f"{where}: column {target.name} is missing", hint="only headwater may write to a vectors topic")
+    if not target.name.startswith(VECTOR_PREFIX):
+        return pa.nulls(rows, target.type)
+    zeros = np.zeros(rows * target.type.list_size, dtype=target.type.value_type.to_pandas_dtype())  # not nulls, so that `vector_matrix` can view them
+    return pa.FixedSizeListArray.from_arrays(pa.array(zeros), target.type.list_size, mask=pa.array(np.ones(rows, bool)))
 
 
 def _conform_struct(column: pa.StructArray, target: pa.StructType) -> pa.StructArray:

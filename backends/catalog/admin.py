@@ -107,9 +107,7 @@ def _record(engines: Engines, request: CollectionRequest, source: TopicInfo, vec
                 "partitioner": request.partitioner,
                 "retention_seconds": request.retention_seconds,
                 "active_index": FIRST_INDEX,
-                "indexes": (
-                    IndexRecord(name=FIRST_INDEX, fields=tuple(request.fields), vectors_topic=vectors.name, vectors_topic_id=vectors.topic_id),
-                ),
+                "indexes": (index,),
             },
             strict=False,
         )

@@ -1,0 +1,158 @@
+"""The build worker of one index: follows its share of the vectors topic and commits what grows.
+
+    assign -> claim and seek -> poll -> feed -> seal and commit -> announce
+
+Takes: partitions from the consumer group, positions from manifests. Gives: commit notices. Owns: one `PartitionBuilder` per partition.
+Never: claims a partition again after it was fenced, until the group assigns it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from ulid import ULID
+
+from contracts.collection import CollectionRecord, IndexRecord
+from contracts.engines import Engines
+from contracts.errors import CorruptError, FencedError, HeadwaterError, SnapshotError, UnavailableError
+from contracts.log import CommittedOffset, GroupReader, LogProducer
+from contracts.manifest import Manifest
+from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
+from indexer.partition_builder import PartitionBuilder
+from indexer.partition_source import PartitionSource
+from indexer.ulids import UlidSource
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.1
+RETRY_SECONDS = 1.0
+METRICS_SECONDS = 5.0
+
+
+class BuildWorker:
+    """Builds the partitions of one index that the group assigns to this process.
+
+    Parameters
+    ----------
+    engines : Engines
+        Log, store, settings, metrics.
+    collection, index
+        What to build.
+    """
+
+    def __init__(self, engines: Engines, collection: CollectionRecord, index: IndexRecord) -> None:
+        self.engines, self.collection, self.index = engines, collection, index
+        self.writer = f"builder-{ULID()}"
+        self.ulids = UlidSource()
+        self.builders: dict[int, PartitionBuilder] = {}
+        self._starts: dict[int, float] = {}
+        self._retry_commit: dict[int, float] = {}
+        self._metrics_due = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set. What has grown but is not sealed stays in the log, where the next builder finds it."""
+        reader = self.engines.log.group_reader(self.index.vectors_topic, self.collection.group(self.index.name, "index"))
+        producer = self.engines.log.producer()
+        try:
+            while not stop.is_set():
+                self._turn(reader, producer, stop)
+        finally:
+            for closable in (reader, producer):
+                try:
+                    closable.close()
+                except HeadwaterError as error:
+                    logger.warning("closing failed: %s", error)
+
+    def _turn(self, reader: GroupReader, producer: LogProducer, stop: threading.Event) -> None:
+        try:
+            records = reader.poll(POLL_SECONDS)
+            self._follow_assignment(reader)
+            self._start_partitions(reader)
+            for record in records:
+                builder = self.builders.get(record.partition)
+                if builder is not None and record.offset >= builder.vectors_offset:
+                    self._guard(record.partition, lambda b=builder, r=record: b.feed(r))
+            for partition in list(self.builders):
+                self._commit_if_due(partition, reader, producer)
+            self._report()
+        except UnavailableError as error:
+            logger.warning("the log or store does not answer, trying again: %s", error)
+            stop.wait(RETRY_SECONDS)
+
+    def _follow_assignment(self, reader: GroupReader) -> None:
+        change = reader.take_assignment()
+        if change is None:
+            return
+        for partition in change.revoked:
+            self._drop(partition)
+        now = self.engines.clock.monotonic_seconds()
+        self._starts.update(dict.fromkeys(change.assigned, now))
+
+    def _drop(self, partition: int) -> None:
+        self.builders.pop(partition, None)
+        self._starts.pop(partition, None)
+        self._retry_commit.pop(partition, None)
+
+    def _start_partitions(self, reader: GroupReader) -> None:
+        now = self.engines.clock.monotonic_seconds()
+        for partition in [p for p, due in self._starts.items() if due <= now]:
+            del self._starts[partition]
+            builder = PartitionBuilder(PartitionSource(self.engines, self.collection, self.index, partition), self.writer, self.ulids)
+            try:
+                reader.seek(partition, builder.start())
+                self.builders[partition] = builder
+            except (UnavailableError, SnapshotError) as error:
+                logger.warning("partition %d cannot start yet: %s", partition, error)
+                self._starts[partition] = now + RETRY_SECONDS
+            except CorruptError as error:
+                self._stop_partition(partition, error)
+
+    def _guard(self, partition: int, work: object) -> None:
+        try:
+            work()  # type: ignore[operator]
+        except FencedError as error:
+            logger.warning("letting go of partition %d: %s", partition, error)
+            self._drop(partition)
+        except CorruptError as error:
+            self._drop(partition)
+            self._stop_partition(partition, error)
+
+    def _stop_partition(self, partition: int, error: CorruptError) -> None:
+        logger.error("partition %d is stopped, the others go on: %s", partition, error)
+        self.engines.metrics.records.labels(self.collection.name, "index", "stopped").inc()
+
+    def _commit_if_due(self, partition: int, reader: GroupReader, producer: LogProducer) -> None:
+        builder = self.builders[partition]
+        now = self.engines.clock.monotonic_seconds()
+        if not builder.is_due() or self._retry_commit.get(partition, 0.0) > now:
+            return
+
+        def commit() -> None:
+            read = builder.commit()
+            if read is not None:
+                self._announce(read.manifest, producer)
+                reader.commit(partition, CommittedOffset(read.manifest.checkpoint.vectors_offset))
+
+        try:
+            self._guard(partition, commit)
+        except (UnavailableError, SnapshotError) as error:
+            logger.warning("the commit of partition %d is not settled, trying again: %s", partition, error)
+            self._retry_commit[partition] = now + RETRY_SECONDS
+
+    def _announce(self, manifest: Manifest, producer: LogProducer) -> None:
+        """Tell query nodes; a lost notice costs them one poll interval, nothing else."""
+        notice = CommitNotice(manifest.version, manifest.commit_id, manifest.incarnation)
+        producer.send(self.index.vectors_topic, partition=manifest.partition, key=NOTICE_KEY, headers=notice_headers(notice))
+
+    def _report(self) -> None:
+        now = self.engines.clock.monotonic_seconds()
+        if now < self._metrics_due:
+            return
+        self._metrics_due = now + METRICS_SECONDS
+        bounds = self.engines.log.bounds(self.index.vectors_topic)
+        metrics, name = self.engines.metrics, self.collection.name
+        for partition, builder in self.builders.items():
+            metrics.lag_records.labels(name, "index", str(partition)).set(max(0, bounds[partition].next_offset - builder.vectors_offset))
+        metrics.segments.labels(name, "committed").set(sum(len(b.manifest.segments) for b in self.builders.values()))
+        metrics.segments.labels(name, "growing").set(sum(b.growing is not None for b in self.builders.values()))
+        metrics.segment_bytes.labels(name).set(sum(s.size_bytes for b in self.builders.values() for s in b.manifest.segments))

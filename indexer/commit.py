@@ -1,0 +1,152 @@
+"""The manifest commit (DESIGN section 4; docs/formats/manifest.md; the spec is the protocol model's `commit`).
+
+    walk to the head -> ours already? -> claim and checkpoint still mine? -> make the next manifest -> put-if-absent -> settle -> GC boundary
+
+Takes: what a commit changes, as a function of the manifest it extends. Gives: the committed manifest. Owns: claims, conflicts, unknown outcomes.
+Never: cleans up after an unknown outcome; claims an epoch back in a loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ulid import ULID
+
+from backends.catalog.manifests import ManifestChain
+from contracts.clock import Clock
+from contracts.errors import FencedError, SnapshotError
+from contracts.manifest import Checkpoint, Manifest, ReadManifest
+
+logger = logging.getLogger(__name__)
+MAX_PUBLISHED = 16
+"""Writers whose newest ULID the manifest remembers; older ones are judged by their epoch alone."""
+
+Role = Literal["builder", "compactor", "gc"]
+Change = Callable[[Manifest], Mapping[str, Any]]
+
+
+class Committer:
+    """Commits to one partition's manifest chain under one claim.
+
+    Parameters
+    ----------
+    chain : ManifestChain
+        The partition's chain.
+    role : {"builder", "compactor", "gc"}
+        Whose epoch the claim raises.
+    writer : str
+        Name of this writer in the manifest, unique per process and partition.
+    clock : Clock
+        For `committed_at`, which is told to people and never compared.
+    on_conflict : callable
+        Called at each lost race.
+    """
+
+    def __init__(self, chain: ManifestChain, role: Role, writer: str, clock: Clock, on_conflict: Callable[[], None]) -> None:
+        self.chain, self.role, self.writer, self.clock, self.on_conflict = chain, role, writer, clock, on_conflict
+        self.epoch = 0
+        self._base: ReadManifest | None = None
+
+    def claim(self) -> ReadManifest:
+        """Raise the role's epoch by one: every older writer of the role is fenced from now on.
+
+        Raises
+        ------
+        UnavailableError
+            The outcome is unknown; call again.
+        """
+
+        def raise_epoch(manifest: Manifest) -> Mapping[str, Any]:
+            epoch = getattr(manifest.epochs, self.role) + 1
+            return {"epochs": manifest.epochs.model_copy(update={self.role: epoch})}
+
+        done = self._commit(raise_epoch, lambda manifest: None, str(ULID()))
+        self.epoch = getattr(done.manifest.epochs, self.role)
+        return done
+
+    def commit(self, mine: Checkpoint, change: Change, commit_id: str) -> ReadManifest:
+        """Commit `change` on top of a manifest whose checkpoint is exactly `mine` and whose epoch is this claim's.
+
+        Parameters
+        ----------
+        mine : Checkpoint
+            Where this writer's work begins; exact equality, since a gap here would be silent loss.
+        change : callable
+            Fields of the next manifest, computed anew for each manifest that is tried (delete bits depend on it).
+        commit_id : str
+            ULID of this logical commit. Call again with the same one after an `UnavailableError`: what landed is recognised by it.
+
+        Raises
+        ------
+        FencedError
+            A newer writer claimed the partition, or did this work.
+        UnavailableError
+            The outcome is unknown: keep every object, call again.
+        """
+
+        def check(manifest: Manifest) -> None:
+            if getattr(manifest.epochs, self.role) != self.epoch:
+                raise FencedError(
+                    f"{self.chain.keys.prefix}: a newer {self.role} (epoch {getattr(manifest.epochs, self.role)}) owns this partition",
+                    hint="nothing to do: this process lets go of the partition",
+                )
+            if manifest.checkpoint != mine:
+                raise FencedError(f"{self.chain.keys.prefix}: the checkpoint moved to {manifest.checkpoint} from {mine}", hint="nothing to do")
+
+        return self._commit(change, check, commit_id)
+
+    def _commit(self, change: Change, check: Callable[[Manifest], None], commit_id: str) -> ReadManifest:
+        attempt = 0
+        while True:
+            head, done = self._walk(commit_id)
+            if done is not None:
+                self._base = head
+                return done
+            check(head.manifest)
+            manifest = head.next(
+                **{"commit_id": commit_id, "writer": self.writer, "committed_at": self._now(), **change(head.manifest)},
+            )
+            created = self.chain.create(manifest)
+            if created is not None:
+                self._base = created
+                return created
+            self.on_conflict()
+            attempt += 1
+            self.clock.wait(threading.Event(), random.uniform(0, min(0.02 * 2**attempt, 1.0)))
+
+    def _walk(self, commit_id: str) -> tuple[ReadManifest, ReadManifest | None]:
+        """The head, and the manifest on the way to it that already carries `commit_id` (our own, its answer lost)."""
+        read = self._base or self._newest()
+        found: ReadManifest | None = read if read.manifest.commit_id == commit_id else None
+        while True:
+            try:
+                following = self.chain.next(read)
+            except SnapshotError:
+                following = self._newest()  # collected under us: an own commit down there is seen by its checkpoint
+                if following.manifest.version <= read.manifest.version:
+                    return read, found
+            if following is None:
+                return read, found
+            read = following
+            found = read if read.manifest.commit_id == commit_id else found
+
+    def _newest(self) -> ReadManifest:
+        read = self.chain.head()
+        if read is None:
+            raise SnapshotError(f"{self.chain.keys.prefix} has no manifest", hint="create the collection again")
+        return read
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self.clock.now_seconds(), UTC).isoformat(timespec="milliseconds")
+
+
+def published_with(published: Mapping[str, str], writer: str, ulid: str) -> dict[str, str]:
+    """Newest published ULID per writer, this one's included, the oldest writers dropped."""
+    merged = {**published, writer: ulid}
+    newest = sorted(merged.items(), key=lambda entry: entry[1])[-MAX_PUBLISHED:]
+    return dict(sorted(newest))

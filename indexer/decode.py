@@ -1,0 +1,106 @@
+"""Records -> decoded items: the step that runs in decode threads, off the embedding thread.
+
+Takes: a `FetchedSlice`. Gives: a `DecodedSlice`. Owns: which part of a record is rejected, and partial items.
+Never: touches the network, or raises for what a record holds.
+"""
+
+from __future__ import annotations
+
+from contracts.collection import CollectionRecord, IndexRecord
+from contracts.encoder import Encoder
+from contracts.errors import RecordError
+from contracts.log import LogRecord
+from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_record
+from contracts.settings import Settings
+from contracts.vectors_batch import BatchItem
+from embedding.texts import normalise_text
+from indexer.slices import DecodedItem, DecodedSlice, FetchedSlice, Rejection, gap_rows
+
+ROW_OVERHEAD_BYTES = 2048
+
+
+def record_limits(settings: Settings, index: IndexRecord) -> RecordLimits:
+    """Limits under which one record's batch still fits into one record of the vectors topic."""
+    vector_bytes = sum(field.dimension * (2 if field.dtype == "float16" else 4) for field in index.fields)
+    return RecordLimits(settings.max_text_bytes, max(1, settings.max_record_bytes // (vector_bytes + ROW_OVERHEAD_BYTES)))
+
+
+class Decoder:
+    """Reads and decodes the records of one collection for one index. Thread-safe.
+
+    Parameters
+    ----------
+    collection, index
+        Whose records these are, and for which fields.
+    encoder : Encoder or None
+        Prepares pictures; None for an index of own vectors only.
+    settings : Settings
+        Limits.
+    """
+
+    def __init__(self, collection: CollectionRecord, index: IndexRecord, encoder: Encoder | None, settings: Settings) -> None:
+        self.collection, self.encoder = collection, encoder
+        self.limits = record_limits(settings, index)
+        sources = {field.source for field in index.fields}
+        self.wants_pictures = bool(sources & {"image", "fused"}) and encoder is not None
+        self.wants_texts = bool(sources & {"text", "fused"}) and encoder is not None
+
+    def decode(self, fetched: FetchedSlice) -> DecodedSlice:
+        """Turn every record of a slice into decoded items, rejections and gap rows, in offset order."""
+        decoded = DecodedSlice(fetched)
+        decoded.items += [DecodedItem(row) for row in gap_rows(fetched.start_offset, fetched.records, fetched.next_offset)]
+        for record in fetched.records:
+            for item in read_media_record(record, self.collection, self.limits):
+                self._decode_item(record, item, decoded)
+        decoded.items.sort(key=lambda item: (item.row.offset, item.row.item))
+        return decoded
+
+    def _decode_item(self, record: LogRecord, item: MediaItem | RejectedItem, decoded: DecodedSlice) -> None:
+        if isinstance(item, RejectedItem):
+            self._reject(record, item, decoded)
+            return
+        row = _row(item)
+        if item.is_delete:
+            decoded.items.append(DecodedItem(row))
+            return
+        done = DecodedItem(row)
+        try:
+            if self.wants_texts and item.text:
+                done.text = normalise_text(item.text, self.limits.max_text_bytes) or None
+            if self.wants_pictures and self.encoder is not None and item.picture is not None:
+                done.picture = self.encoder.prepare_picture(item.picture)
+        except RecordError as error:
+            self._reject_part(record, item, done, error, decoded)
+            return
+        decoded.items.append(done)
+
+    def _reject_part(self, record: LogRecord, item: MediaItem, done: DecodedItem, error: RecordError, decoded: DecodedSlice) -> None:
+        """Keep the good part of an item whose picture is bad, unless the collection says otherwise (DESIGN section 3)."""
+        if done.text and self.collection.on_partial == "keep":
+            done.row.reason = error.reason
+            decoded.items.append(done)
+            decoded.rejections.append(Rejection(record, item.item, error.reason, error.message, partial=True))
+        else:
+            self._reject(record, RejectedItem(item.offset, item.item, error.reason, error.message, item.produced_at_us, item.id), decoded)
+
+    def _reject(self, record: LogRecord, item: RejectedItem, decoded: DecodedSlice) -> None:
+        row = BatchItem(item.offset, item.item, "reject", id=item.id, reason=item.reason, produced_at_us=item.produced_at_us)
+        decoded.items.append(DecodedItem(row))
+        decoded.rejections.append(Rejection(record, item.item, item.reason, item.message))
+
+
+def _row(item: MediaItem) -> BatchItem:
+    return BatchItem(
+        offset=item.offset,
+        item=item.item,
+        op="delete" if item.is_delete else "upsert",
+        id=item.id,
+        vectors=dict(item.vectors),
+        text=item.text,
+        attributes=item.attributes,
+        acl=item.acl,
+        event_time_us=item.event_time_us,
+        produced_at_us=item.produced_at_us,
+        media_type=item.media_type,
+        media_sha256=item.media_sha256,
+    )

@@ -1,0 +1,299 @@
+"""The embed worker of one index: media records in, vectors batches out. Read `run` first: one line per arrow.
+
+    fetch (own thread) -> decode (pool) -> embed + publish (own thread)          watchdog (own thread)
+
+The stages overlap; queues are bounded in bytes, and a full queue pauses fetching instead of growing.
+
+Takes: partitions from the consumer group, positions from the chain. Gives: batches that continue the chain. Owns: runs.
+Never: trusts the group for a position, or goes on after a produce error without re-reading the chain's end.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from contracts.collection import CollectionRecord, IndexRecord
+from contracts.encoder import Encoder
+from contracts.engines import Engines
+from contracts.errors import CorruptError, HeadwaterError, SnapshotError, UnavailableError
+from contracts.log import CommittedOffset, GroupReader, LogRecord
+from indexer.decode import Decoder
+from indexer.embed import check_spaces, embed_slices
+from indexer.partition_source import ChainScan, PartitionSource
+from indexer.publish import Publisher
+from indexer.slices import DecodedSlice, FetchedSlice, fetched_slices
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.1
+RETRY_SECONDS = 1.0
+ADVISORY_COMMIT_SECONDS = 5.0
+
+_Queued = tuple[FetchedSlice, "Future[DecodedSlice]"]
+
+
+@dataclass(slots=True)
+class _Run:
+    """A stretch of work on one partition since it was last sought. Slices of an older run are dropped.
+
+    ``fetched_next``: media offset behind what was fetched; ``sent_next``: behind what was handed to the producer;
+    ``checked_next``: `sent_next` as the watchdog saw it last time.
+    """
+
+    number: int
+    scan: ChainScan
+    fetched_next: int
+    sent_next: int
+    checked_next: int
+
+
+class EmbedWorker:
+    """Embeds one index of one collection.
+
+    Parameters
+    ----------
+    engines : Engines
+        Log, store, settings, metrics.
+    collection, index
+        What to embed.
+    encoder : Encoder or None
+        None for an index of own vectors only.
+    """
+
+    def __init__(self, engines: Engines, collection: CollectionRecord, index: IndexRecord, encoder: Encoder | None) -> None:
+        check_spaces(index, encoder)
+        self.engines, self.collection, self.index, self.encoder = engines, collection, index, encoder
+        self.decoder = Decoder(collection, index, encoder, engines.settings)
+        self.runs: dict[int, _Run] = {}
+        self._run_numbers = 0
+        self._queue: queue.SimpleQueue[_Queued] = queue.SimpleQueue()
+        self._queued_bytes = 0
+        self._lock = threading.Lock()
+        self._restarts: dict[int, float] = {}  # partition -> when to try (again)
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+
+    # ---- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set.
+
+        Raises
+        ------
+        HeadwaterError
+            What cannot be mended by trying again.
+        """
+        settings = self.engines.settings
+        reader = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
+        producer = self.engines.log.producer()
+        publisher = Publisher(self.engines, self.collection, self.index, producer, self._batch_failed)
+        pool = ThreadPoolExecutor(settings.embed_decode_threads, thread_name_prefix="decode")
+        threads = [
+            threading.Thread(target=self._guarded, args=(self._embed_loop, publisher), name=f"embed-{self.collection.name}"),
+            threading.Thread(target=self._guarded, args=(self._watchdog_loop,), name=f"watchdog-{self.collection.name}"),
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            while not stop.is_set() and self._failure is None:
+                self._fetch_once(reader, pool)
+        finally:
+            self._stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            for thread in threads:
+                thread.join(settings.stop_seconds)
+            self._close(reader, producer)
+        if self._failure is not None:
+            raise self._failure
+
+    def _guarded(self, target: object, *args: object) -> None:
+        try:
+            target(*args)  # type: ignore[operator]
+        except BaseException as error:  # noqa: BLE001 - handed to `run`, which raises it
+            self._failure = error
+
+    def _close(self, reader: GroupReader, producer: object) -> None:
+        for closable in (reader, producer):
+            try:
+                closable.close()  # type: ignore[attr-defined]
+            except HeadwaterError as error:
+                logger.warning("closing failed: %s", error)
+
+    # ---- fetch -------------------------------------------------------------------------------------------------------
+
+    def _fetch_once(self, reader: GroupReader, pool: ThreadPoolExecutor) -> None:
+        try:
+            records = reader.poll(POLL_SECONDS, max_records=4 * self.engines.settings.embed_batch_items)
+            self._follow_assignment(reader)
+            self._restart_partitions(reader)
+            self._submit(records, reader, pool)
+            self._balance(reader)
+            self._commit_advisory(reader)
+        except UnavailableError as error:
+            logger.warning("the log or store does not answer, trying again: %s", error)
+            self._stop.wait(RETRY_SECONDS)
+
+    def _follow_assignment(self, reader: GroupReader) -> None:
+        change = reader.take_assignment()
+        if change is None:
+            return
+        for partition in change.revoked:
+            self.runs.pop(partition, None)
+            self._restarts.pop(partition, None)
+        now = self.engines.clock.monotonic_seconds()
+        self._restarts.update(dict.fromkeys(change.assigned, now))
+
+    def _restart_partitions(self, reader: GroupReader) -> None:
+        """Begin a new run on every partition that was assigned, failed, or found behind by the watchdog."""
+        now = self.engines.clock.monotonic_seconds()
+        for partition in [p for p, due in list(self._restarts.items()) if due <= now]:
+            self._restarts.pop(partition, None)
+            self.runs.pop(partition, None)
+            source = PartitionSource(self.engines, self.collection, self.index, partition)
+            try:
+                scan = source.chain_scan()
+                start = scan.advance()
+                source.check_media_bounds(start)
+            except (UnavailableError, SnapshotError) as error:
+                logger.warning("partition %d cannot start yet: %s", partition, error)
+                self._restarts[partition] = now + RETRY_SECONDS
+                continue
+            except CorruptError as error:
+                logger.error("partition %d is stopped, the others go on: %s", partition, error)
+                self.engines.metrics.records.labels(self.collection.name, "embed", "stopped").inc()
+                continue
+            self._run_numbers += 1
+            self.runs[partition] = _Run(self._run_numbers, scan, start, start, start)
+            reader.seek(partition, start)
+            logger.info("partition %d of %s goes on at media offset %d", partition, self.collection.name, start)
+
+    def _submit(self, records: Sequence[LogRecord], reader: GroupReader, pool: ThreadPoolExecutor) -> None:
+        by_partition: dict[int, list[LogRecord]] = defaultdict(list)
+        for record in records:
+            by_partition[record.partition].append(record)
+        for partition, run in list(self.runs.items()):
+            found = [record for record in by_partition.get(partition, ()) if record.offset >= run.fetched_next]
+            slices = fetched_slices(found, run.number, run.fetched_next, self.engines.settings.embed_batch_items)
+            end = slices[-1].next_offset if slices else run.fetched_next
+            if not records and (position := reader.position(partition)) > end:  # offsets without records at the log's end
+                slices, end = [FetchedSlice(partition, run.number, end, position, [])], position
+            run.fetched_next = end
+            for fetched in slices:
+                with self._lock:
+                    self._queued_bytes += fetched.size_bytes
+                self._queue.put((fetched, pool.submit(self.decoder.decode, fetched)))
+
+    def _balance(self, reader: GroupReader) -> None:
+        """Pause fetching while the queue is full; polling goes on, so that the group keeps this member."""
+        limit = self.engines.settings.embed_queue_bytes
+        if self._queued_bytes > limit:
+            reader.pause(self.runs)
+            self._stop.wait(0.01)
+        elif self._queued_bytes < limit // 2:
+            reader.resume(self.runs)
+
+    _advisory_due = 0.0
+
+    def _commit_advisory(self, reader: GroupReader) -> None:
+        now = self.engines.clock.monotonic_seconds()
+        if now < self._advisory_due:
+            return
+        self._advisory_due = now + ADVISORY_COMMIT_SECONDS
+        bounds = self.engines.log.bounds(self.collection.source_topic)
+        for partition, run in list(self.runs.items()):
+            done = run.scan.chain.expected
+            reader.commit(partition, CommittedOffset(done))
+            lag = max(0, bounds[partition].next_offset - max(done, run.sent_next))
+            self.engines.metrics.lag_records.labels(self.collection.name, "embed", str(partition)).set(lag)
+
+    # ---- embed and publish -------------------------------------------------------------------------------------------
+
+    def _embed_loop(self, publisher: Publisher) -> None:
+        while not self._stop.is_set():
+            try:
+                first = self._queue.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            slices = self._ready_slices(first)
+            with self.engines.metrics.stage.labels("embed").time():
+                embed_slices(slices, self.index, self.encoder, self.engines.settings.embed_batch_items)
+            items = sum(len(decoded.items) for decoded in slices)
+            if items:
+                self.engines.metrics.embed_batch_items.labels(self.collection.name).observe(items)
+            for decoded in slices:
+                self._publish(publisher, decoded)
+
+    def _ready_slices(self, first: _Queued) -> list[DecodedSlice]:
+        """The first slice, waited for, and those behind it that are decoded by now: batches grow by themselves under load."""
+        slices: list[DecodedSlice] = []
+        queued: _Queued | None = first
+        items = 0
+        while queued is not None:
+            fetched, future = queued
+            with self._lock:
+                self._queued_bytes -= fetched.size_bytes
+            if self._is_current(fetched):
+                slices.append(future.result())
+                items += len(slices[-1].items)
+            else:
+                future.cancel()
+            queued = None
+            if items < self.engines.settings.embed_batch_items and not self._queue.empty():
+                queued = self._queue.get()
+        return slices
+
+    def _is_current(self, fetched: FetchedSlice) -> bool:
+        run = self.runs.get(fetched.partition)
+        return run is not None and run.number == fetched.run
+
+    def _publish(self, publisher: Publisher, decoded: DecodedSlice) -> None:
+        fetched = decoded.fetched
+        run = self.runs.get(fetched.partition)
+        if run is None or run.number != fetched.run:
+            return
+        try:
+            publisher.publish(decoded)
+            run.sent_next = fetched.next_offset
+        except (UnavailableError, TimeoutError) as error:
+            self._batch_failed(fetched.partition, fetched.run, error)
+
+    def _batch_failed(self, partition: int, run_number: int, error: BaseException) -> None:
+        """Drop what is in flight for the partition and have it start again at the chain's end (any thread)."""
+        run = self.runs.get(partition)
+        if run is None or run.number != run_number:
+            return
+        self.runs.pop(partition, None)
+        self._restarts[partition] = self.engines.clock.monotonic_seconds() + RETRY_SECONDS
+        logger.warning("partition %d goes back to the chain's end: %s", partition, error)
+
+    # ---- watchdog ----------------------------------------------------------------------------------------------------
+
+    def _watchdog_loop(self) -> None:
+        """Read back what was written: an acknowledged batch may still be lost or dropped by the chain rule."""
+        while not self._stop.wait(self.engines.settings.embed_watchdog_seconds):
+            for partition, run in list(self.runs.items()):
+                try:
+                    self._check_run(partition, run)
+                except (UnavailableError, SnapshotError) as error:
+                    logger.warning("the watchdog cannot read partition %d: %s", partition, error)
+                    if isinstance(error, SnapshotError):
+                        self._batch_failed(partition, run.number, error)
+
+    def _check_run(self, partition: int, run: _Run) -> None:
+        sent = run.sent_next
+        behind, ahead = False, False
+        if run.scan.chain.expected < sent or sent == run.checked_next:
+            end = run.scan.advance()
+            behind = end < run.checked_next  # two looks in a row: what was sent a whole interval ago must be in the chain
+            ahead = end > run.fetched_next
+        if behind or ahead:
+            what = "behind" if behind else "ahead of"
+            self._batch_failed(
+                partition, run.number, UnavailableError(f"the chain stands at {run.scan.chain.expected}, {what} what this worker wrote")
+            )
+        run.checked_next = sent

@@ -1,0 +1,252 @@
+"""The builder of one partition: accepted batches in, committed segments out. Read `feed` and `commit` first.
+
+    accept (chain rule) -> grow -> seal -> upload parts -> commit the manifest -> announce
+
+Takes: records of the vectors topic from the manifest's checkpoint on. Gives: segments, delete deltas, ledgers, manifests.
+Owns: one claim, one growing segment. Never: cuts inside a batch; commits what does not begin exactly at the checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from backends.catalog.objects import upload
+from contracts.chain import BatchSpan, Chain
+from contracts.deletes import DeleteDelta, Tombstone, encode_delete_delta
+from contracts.errors import SnapshotError
+from contracts.item import IdIndex, id_hashes
+from contracts.ledger import encode_ledger
+from contracts.log import LogRecord
+from contracts.manifest import Checkpoint, LedgerEntry, Manifest, ObjectEntry, ReadManifest, SegmentEntry
+from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, write_field_part, write_rows_part
+from contracts.vectors_batch import RUN_OPS, batch_schema, decode_batch, read_headers
+from indexer.commit import Committer, published_with
+from indexer.live_rows import LiveRows
+from indexer.partition_source import PartitionSource
+from indexer.seal import SealedSegment, seal
+from indexer.seal_policy import should_seal
+from indexer.ulids import UlidSource
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class GrowingSegment:
+    """Accepted rows that are in no committed segment yet."""
+
+    started_at: float
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    rows: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(slots=True)
+class PendingCommit:
+    """A sealed segment on its way into the manifest; kept until its outcome is known.
+
+    Its parts are uploaded once; only the delete delta is made anew for each manifest that is tried.
+    """
+
+    commit_id: str
+    sealed: SealedSegment
+    base: Checkpoint
+    checkpoint: Checkpoint
+    entry: SegmentEntry | None
+    ledger: LedgerEntry
+    newest_ulid: str
+
+
+class PartitionBuilder:
+    """Builds one partition of one index under one claim.
+
+    Parameters
+    ----------
+    source : PartitionSource
+        The partition.
+    writer : str
+        Name of this writer, unique per process.
+    ulids : UlidSource
+        Mints ids in publish order.
+    """
+
+    def __init__(self, source: PartitionSource, writer: str, ulids: UlidSource) -> None:
+        self.source, self.engines, self.ulids = source, source.engines, ulids
+        self.collection, self.index = source.collection, source.index
+        self.schema = batch_schema(self.index, self.collection.attributes)
+        self.committer = Committer(source.chain, "builder", writer, self.engines.clock, self._count_conflict)
+        self.live = LiveRows(self.engines.store)
+        self.growing: GrowingSegment | None = None
+        self.pending: PendingCommit | None = None
+
+    def start(self) -> int:
+        """Claim the partition and return the vectors offset to read from.
+
+        Raises
+        ------
+        DataLossError
+            The topics are not the ones that the manifest was written for.
+        SnapshotError
+            The vectors topic no longer holds the checkpoint's batch.
+        """
+        self.source.head()  # identity first: a claim on another cluster's manifest would fence the real builder
+        manifest = self.committer.claim().manifest
+        self.live.load(manifest)
+        self._begin(manifest)
+        start_offset = self.engines.log.bounds(self.index.vectors_topic)[self.source.partition].start_offset
+        if self.checkpoint.vectors_offset < start_offset:
+            raise SnapshotError(
+                f"{self.index.vectors_topic}/{self.source.partition}: the checkpoint {self.checkpoint.vectors_offset} is below the log's start",
+                hint="take the newest manifest",
+            )
+        return self.checkpoint.vectors_offset
+
+    def _begin(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.checkpoint = manifest.checkpoint
+        self.vectors_offset = manifest.checkpoint.vectors_offset
+        self.chain = Chain(manifest.incarnation, manifest.media_topic_id, manifest.checkpoint.media_offset)
+        self.growing, self.pending = None, None
+
+    # ---- grow --------------------------------------------------------------------------------------------------------
+
+    def feed(self, record: LogRecord) -> None:
+        """Take the next record of the vectors topic: accept, trim, grow.
+
+        Raises
+        ------
+        CorruptError
+            The record is damaged or from a newer version.
+        """
+        self.vectors_offset = record.offset + 1
+        found = read_headers(record)
+        if not isinstance(found, BatchSpan):
+            return
+        accepted = self.chain.accept(found)
+        if accepted is None:
+            self.engines.metrics.records.labels(self.collection.name, "index", "dropped").inc()
+            return
+        batch = trim(decode_batch(record, self.schema), accepted.start_offset)
+        if self.growing is None:
+            self.growing = GrowingSegment(self.engines.clock.monotonic_seconds())
+        self.growing.batches.append(batch)
+        self.growing.rows += batch.num_rows
+        self.growing.size_bytes += len(record.value or b"")
+        self.engines.metrics.records.labels(self.collection.name, "index", "accepted").inc(batch.num_rows)
+
+    def is_due(self) -> bool:
+        """True when the growing segment should be sealed, or a sealed one still waits for its commit."""
+        if self.pending is not None:
+            return True
+        growing = self.growing
+        if growing is None:
+            return False
+        age = self.engines.clock.monotonic_seconds() - growing.started_at
+        return should_seal(growing.rows, growing.size_bytes, age, self.engines.settings)
+
+    # ---- seal and commit ---------------------------------------------------------------------------------------------
+
+    def commit(self) -> ReadManifest | None:
+        """Seal what has grown (or take up the commit whose outcome is unknown) and commit it; None when there is nothing.
+
+        Raises
+        ------
+        FencedError
+            A newer builder owns the partition: drop this one.
+        UnavailableError
+            Store or outcome unknown: everything is kept; call again.
+        """
+        if self.pending is None:
+            if self.growing is None:
+                return None
+            self.pending = self._seal(self.growing)
+        pending = self.pending
+        with self.engines.metrics.commit.labels(self.collection.name).time():
+            read = self.committer.commit(pending.base, lambda manifest: self._change(manifest, pending), pending.commit_id)
+        self.manifest, self.checkpoint = read.manifest, pending.checkpoint
+        self.growing, self.pending = None, None
+        logger.info("committed version %d of partition %d: %d rows", read.manifest.version, self.source.partition, pending.sealed.rows.num_rows)
+        return read
+
+    def _seal(self, growing: GrowingSegment) -> PendingCommit:
+        sealed = seal(growing.batches, self.collection, self.index, self.live.prior)
+        checkpoint = Checkpoint(vectors_offset=self.vectors_offset, media_offset=self.chain.expected)
+        segment_id = self.ulids.mint()
+        entry = self._upload_segment(segment_id, sealed, checkpoint) if sealed.rows.num_rows else None
+        ledger_ulid = self.ulids.mint()
+        ledger = LedgerEntry(
+            object=self._upload(ledger_ulid, "ledger", encode_ledger(sealed.ledger)),
+            start_offset=self.checkpoint.media_offset,
+            next_offset=checkpoint.media_offset,
+        )
+        return PendingCommit(self.ulids.mint(), sealed, self.checkpoint, checkpoint, entry, ledger, ledger_ulid)
+
+    def _upload_segment(self, segment_id: str, sealed: SealedSegment, checkpoint: Checkpoint) -> SegmentEntry:
+        times = pc.min_max(sealed.rows.column("event_time").cast(pa.int64())).as_py()
+        span = {"start_offset": self.checkpoint.media_offset, "next_offset": checkpoint.media_offset}
+        meta = {**span, "partition": self.source.partition, "schema_version": self.collection.schema_version}
+        rows_part = write_rows_part(sealed.rows, meta)
+        self.live.remember(segment_id, IdIndex.of(id_hashes(sealed.rows.column("id").to_pylist())))
+        parts = {ROWS_PART: self._upload(segment_id, ROWS_PART, rows_part)}
+        for record in self.index.fields:
+            name = FIELD_PART_PREFIX + record.name
+            parts[name] = self._upload(segment_id, name, write_field_part(record, *sealed.vectors[record.name]))
+        return SegmentEntry(
+            segment_id=segment_id,
+            rows=sealed.rows.num_rows,
+            min_event_time_us=times["min"],
+            max_event_time_us=times["max"],
+            schema_version=self.collection.schema_version,
+            parts=parts,
+            **span,
+        )
+
+    def _upload(self, ulid: str, part: str, data: bytes) -> ObjectEntry:
+        return upload(self.engines.store, self.source.keys.part("b", self.committer.epoch, ulid, part), data)
+
+    def _change(self, manifest: Manifest, pending: PendingCommit) -> Mapping[str, Any]:
+        """Fields of the next manifest, for exactly this one before it."""
+        segments, deletes = manifest.segments, manifest.deletes
+        newest = pending.newest_ulid
+        bits = self.live.delete_bits(manifest, pending.sealed.touched)
+        if bits or pending.sealed.tombstones:
+            now_us = int(self.engines.clock.now_seconds() * 1_000_000)
+            tombstones = [Tombstone(i, offset, item, now_us, origin, number) for i, offset, item, origin, number in pending.sealed.tombstones]
+            newest = self.ulids.mint()
+            deletes = (*deletes, self._upload(newest, "deletes", encode_delete_delta(DeleteDelta(bits, tombstones))))
+        if pending.entry is not None:
+            segments = (*segments, pending.entry)
+        return {
+            "segments": segments,
+            "deletes": deletes,
+            "ledger": (*manifest.ledger, pending.ledger),
+            "checkpoint": pending.checkpoint,
+            "schema_version": self.collection.schema_version,
+            "published": published_with(manifest.published, self.committer.writer, newest),
+        }
+
+    def _count_conflict(self) -> None:
+        self.engines.metrics.commit_conflicts.labels(self.collection.name).inc()
+
+
+def trim(batch: pa.RecordBatch, start_offset: int) -> pa.RecordBatch:
+    """Drop rows below `start_offset`; a gap or lost run that reaches across it is cut at it."""
+    offsets = batch.column("offset")
+    if batch.num_rows == 0 or pc.min(offsets).as_py() >= start_offset:
+        return batch
+    runs = pc.is_in(batch.column("op"), pa.array(RUN_OPS))
+    ends = pc.add(offsets, pc.if_else(runs, batch.column("item").cast(pa.int64()), 1))
+    kept = batch.filter(pc.greater(ends, start_offset))
+    begin = pc.max_element_wise(kept.column("offset"), start_offset)
+    cut = pc.subtract(begin, kept.column("offset"))
+    is_run = pc.is_in(kept.column("op"), pa.array(RUN_OPS))
+    items = pc.if_else(is_run, pc.subtract(kept.column("item").cast(pa.int64()), cut), kept.column("item").cast(pa.int64())).cast(pa.int32())
+    columns = {name: kept.column(name) for name in kept.schema.names}
+    columns["offset"] = pc.if_else(is_run, begin, kept.column("offset"))
+    columns["item"] = items
+    return pa.RecordBatch.from_arrays([columns[name] for name in kept.schema.names], schema=kept.schema)

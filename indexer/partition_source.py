@@ -1,0 +1,153 @@
+"""Where a partition stands: its manifest, checked against the log, and the end of its chain of batches.
+
+Takes: a collection, an index, a partition. Gives: the head manifest and the chain's end. Owns: the identity and bounds checks at start.
+Never: skips ahead: below the log's start it goes back to the manifest, or stops and says what is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from backends.catalog.manifests import ManifestChain
+from contracts.chain import BatchSpan, Chain
+from contracts.collection import CollectionRecord, IndexRecord
+from contracts.engines import Engines
+from contracts.errors import CorruptError, DataLossError, SnapshotError
+from contracts.log import LogReader
+from contracts.manifest import Manifest, ReadManifest
+from contracts.object_keys import CollectionKeys, PartitionKeys
+from contracts.vectors_batch import read_headers
+
+logger = logging.getLogger(__name__)
+SCAN_POLL_SECONDS = 0.2
+
+
+class PartitionSource:
+    """One partition of one index, as a writer meets it.
+
+    Parameters
+    ----------
+    engines : Engines
+        Log and store.
+    collection, index
+        What the partition belongs to.
+    partition : int
+        Its number, the same in the media and the vectors topic.
+    """
+
+    def __init__(self, engines: Engines, collection: CollectionRecord, index: IndexRecord, partition: int) -> None:
+        self.engines, self.collection, self.index, self.partition = engines, collection, index, partition
+        self.keys: PartitionKeys = CollectionKeys(collection.name, collection.incarnation).index(index.name).partition(partition)
+        self.chain = ManifestChain(engines.store, self.keys)
+
+    def head(self) -> ReadManifest:
+        """Newest manifest, after its identity was compared with the log's.
+
+        Raises
+        ------
+        DataLossError
+            The cluster or a topic is another one than the manifest was written for.
+        CorruptError
+            The partition has no manifest: `collection create` was cut short.
+        """
+        read = self.chain.head()
+        if read is None:
+            raise CorruptError(
+                f"{self.collection.name}/{self.index.name} partition {self.partition} has no manifest",
+                hint="delete the collection and create it again; its creation was cut short",
+            )
+        self._check_identity(read.manifest)
+        return read
+
+    def _check_identity(self, manifest: Manifest) -> None:
+        log = self.engines.log
+        expected = {
+            "cluster": (manifest.cluster_id, log.cluster_id()),
+            f"topic {self.collection.source_topic}": (manifest.media_topic_id, _topic_id(log.describe_topic(self.collection.source_topic))),
+            f"topic {self.index.vectors_topic}": (manifest.vectors_topic_id, _topic_id(log.describe_topic(self.index.vectors_topic))),
+        }
+        for what, (wanted, found) in expected.items():
+            if wanted != found:
+                raise DataLossError(
+                    f"{self.collection.name}: {what} has id {found}, the manifest was written for {wanted}",
+                    hint="the topic or cluster was made again; delete the collection and create it again, or restore the old one",
+                )
+
+    def chain_scan(self) -> ChainScan:
+        """Scan of the vectors topic from the newest manifest's checkpoint, not yet advanced."""
+        manifest = self.head().manifest
+        return ChainScan(self, manifest)
+
+    def check_media_bounds(self, media_offset: int) -> None:
+        """Compare where the chain goes on with what the media topic still holds.
+
+        Raises
+        ------
+        DataLossError
+            Retention removed records that were never embedded, or the topic is shorter than what was.
+        """
+        bounds = self.engines.log.bounds(self.collection.source_topic)[self.partition]
+        where = f"{self.collection.name}: {self.collection.source_topic}/{self.partition}"
+        if media_offset < bounds.start_offset:
+            raise DataLossError(
+                f"{where}: offsets {media_offset} to {bounds.start_offset} were removed by retention before they were embedded",
+                hint="raise the topic's retention; `headwater skip` will go on behind the gap, with verdict `lost`",
+            )
+        if media_offset > bounds.next_offset:
+            raise DataLossError(
+                f"{where}: the chain stands at {media_offset}, the topic ends at {bounds.next_offset}",
+                hint="the topic lost records that were acknowledged; check the brokers",
+            )
+
+
+class ChainScan:
+    """An incremental walk along the accepted batches of one partition; it reads every batch's headers once.
+
+    Parameters
+    ----------
+    source : PartitionSource
+        Whose vectors topic is walked.
+    manifest : Manifest
+        Gives the exact start: vectors offset and expected media offset.
+    """
+
+    def __init__(self, source: PartitionSource, manifest: Manifest) -> None:
+        self.source = source
+        self.chain = Chain(manifest.incarnation, manifest.media_topic_id, manifest.checkpoint.media_offset)
+        self.vectors_offset = manifest.checkpoint.vectors_offset
+
+    def advance(self) -> int:
+        """Walk to the vectors topic's present end; returns the media offset expected next.
+
+        Raises
+        ------
+        SnapshotError
+            The log no longer holds the batch at which the scan stands: take a newer manifest.
+        """
+        topic, partition = self.source.index.vectors_topic, self.source.partition
+        bounds = self.source.engines.log.bounds(topic)[partition]
+        if self.vectors_offset < bounds.start_offset:
+            raise SnapshotError(f"{topic}/{partition}: offset {self.vectors_offset} is below the log's start", hint="take the newest manifest")
+        if self.vectors_offset >= bounds.next_offset:
+            return self.chain.expected
+        reader = self.source.engines.log.reader(topic, {partition: self.vectors_offset})
+        try:
+            self._walk(reader, bounds.next_offset)
+        finally:
+            reader.close()
+        return self.chain.expected
+
+    def _walk(self, reader: LogReader, end: int) -> None:
+        while self.vectors_offset < end:
+            records = reader.poll(SCAN_POLL_SECONDS)
+            for record in records:
+                found = read_headers(record)
+                if isinstance(found, BatchSpan):
+                    self.chain.accept(found)
+                self.vectors_offset = record.offset + 1
+            if not records:
+                self.vectors_offset = max(self.vectors_offset, reader.position(self.source.partition))
+
+
+def _topic_id(info: object) -> str | None:
+    return getattr(info, "topic_id", None)

@@ -1,0 +1,117 @@
+"""Embedded slices -> the log: dead letters first, acknowledged, then the batch (DESIGN section 4, Verdicts).
+
+Takes: decoded and embedded slices. Gives: records in the dead-letter and the vectors topic. Owns: the byte cap of a batch.
+Never: waits for a batch's acknowledgement; a failed one makes its partition go back to the chain's end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from operator import attrgetter
+
+from contracts.chain import BatchSpan
+from contracts.collection import CollectionRecord, IndexRecord
+from contracts.engines import Engines
+from contracts.errors import HeadwaterError, SettingsError
+from contracts.log import LogProducer, RecordPosition
+from contracts.vectors_batch import BatchItem, batch_headers, batch_schema, build_batch, encode_batch
+from indexer.dead_letter import dead_letter_headers
+from indexer.slices import DecodedSlice, Rejection
+
+logger = logging.getLogger(__name__)
+DEAD_LETTER_SECONDS = 30.0
+HEADERS_BYTES = 4096
+
+
+class Publisher:
+    """Writes the batches of one index.
+
+    Parameters
+    ----------
+    engines, collection, index
+        Where the batches go and what they are called.
+    producer : LogProducer
+        Keeps the order of sends within a partition.
+    on_error : callable
+        Called with the partition and run whose batch was not, or perhaps not, stored.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        collection: CollectionRecord,
+        index: IndexRecord,
+        producer: LogProducer,
+        on_error: Callable[[int, int, BaseException], None],
+    ) -> None:
+        self.engines, self.collection, self.index = engines, collection, index
+        self.producer, self.on_error = producer, on_error
+        self.schema = batch_schema(index, collection.attributes)
+        self.most_bytes = engines.settings.max_record_bytes - HEADERS_BYTES
+
+    def publish(self, decoded: DecodedSlice) -> None:
+        """Send one slice as one batch, or as several where it is too large; returns before they are acknowledged.
+
+        Raises
+        ------
+        UnavailableError
+            The dead-letter topic does not take the slice's rejected records: nothing of the slice was sent.
+        """
+        self._send_dead_letters(decoded.rejections)
+        fetched = decoded.fetched
+        for span, value in self._batches(decoded, fetched.start_offset, fetched.next_offset):
+            future = self.producer.send(self.index.vectors_topic, partition=fetched.partition, value=value, headers=batch_headers(span, value))
+            future.add_done_callback(lambda done, p=fetched.partition, run=fetched.run: self._settled(done, p, run))  # type: ignore[misc]
+        self._count(decoded)
+
+    def _batches(self, decoded: DecodedSlice, start_offset: int, next_offset: int) -> Iterator[tuple[BatchSpan, bytes]]:
+        items = [item.row for item in decoded.items if start_offset <= item.row.offset < next_offset]
+        value = encode_batch(build_batch(items, self.schema))
+        offsets = sorted({item.offset for item in items})
+        if len(value) <= self.most_bytes:
+            yield BatchSpan(self.collection.incarnation, self.collection.source_topic_id, start_offset, next_offset), value
+        elif len(offsets) > 1:  # batches never split a record: cut between two
+            middle = offsets[len(offsets) // 2]
+            yield from self._batches(decoded, start_offset, middle)
+            yield from self._batches(decoded, middle, next_offset)
+        else:
+            yield from self._reject_oversized(decoded, items, start_offset, next_offset)
+
+    def _reject_oversized(self, decoded: DecodedSlice, items: Sequence[BatchItem], start: int, end: int) -> Iterator[tuple[BatchSpan, bytes]]:
+        record = next(record for record in decoded.fetched.records if record.offset == items[0].offset)
+        message = f"its rows and vectors do not fit into one batch of {self.most_bytes} bytes"
+        self._send_dead_letters([Rejection(record, item.item, "too_large", message) for item in items])
+        rows = [BatchItem(item.offset, item.item, "reject", id=item.id, reason="too_large", produced_at_us=item.produced_at_us) for item in items]
+        span = BatchSpan(self.collection.incarnation, self.collection.source_topic_id, start, end)
+        yield span, encode_batch(build_batch(rows, self.schema))
+
+    def _send_dead_letters(self, rejections: Sequence[Rejection]) -> None:
+        futures: list[Future[RecordPosition]] = []
+        for _, group in itertools.groupby(rejections, key=attrgetter("record.offset")):
+            same = list(group)
+            record = same[0].record
+            headers = dead_letter_headers(self.collection, self.index.name, same)
+            topic = self.collection.dead_letter_topic
+            futures.append(self.producer.send(topic, partition=record.partition, key=record.key, value=record.value, headers=headers))
+            for rejection in same:
+                self.engines.metrics.dead_letters.labels(self.collection.name, rejection.reason).inc()
+        for future in futures:
+            future.result(DEAD_LETTER_SECONDS)
+
+    def _settled(self, future: Future[RecordPosition], partition: int, run: int) -> None:
+        error = future.exception()
+        if error is None:
+            return
+        level = logging.ERROR if isinstance(error, SettingsError) else logging.WARNING
+        logger.log(
+            level, "a batch of partition %d was not acknowledged: %s", partition, error if isinstance(error, HeadwaterError) else type(error).__name__
+        )
+        self.on_error(partition, run, error)
+
+    def _count(self, decoded: DecodedSlice) -> None:
+        outcomes = itertools.groupby(sorted(item.row.op for item in decoded.items))
+        for op, rows in outcomes:
+            self.engines.metrics.records.labels(self.collection.name, "embed", op).inc(len(list(rows)))

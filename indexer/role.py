@@ -1,0 +1,122 @@
+"""A role over many collections: one worker thread per collection, found by looking at the catalog again and again.
+
+Takes: a way to make a worker for a collection. Gives: running workers. Owns: discovery, and the end of all when one fails for good.
+Never: knows what the workers do.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from backends.catalog.collections import CollectionCatalog
+from contracts.collection import CollectionRecord
+from contracts.engines import Engines
+from contracts.errors import SettingsError, SnapshotError, UnavailableError
+
+logger = logging.getLogger(__name__)
+DISCOVERY_SECONDS = 2.0
+
+
+class Worker(Protocol):
+    """Something that works on one collection until it is stopped."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set."""
+        ...
+
+
+class _Running:
+    def __init__(self, make: Callable[[], Worker], name: str, failed: threading.Event) -> None:
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self.is_told = False
+        self._make, self._failed = make, failed
+        self.thread = threading.Thread(target=self._run, name=name)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._make().run(self.stop)
+        except BaseException as error:  # noqa: BLE001 - handed to `run_collections`, which raises it
+            self.error = error
+            self._failed.set()
+
+
+def run_collections(engines: Engines, wanted: Sequence[str] | None, stop: threading.Event, make: Callable[[CollectionRecord], Worker]) -> None:
+    """Keep one worker per collection until `stop` is set.
+
+    Parameters
+    ----------
+    engines : Engines
+        Log, store, settings, metrics.
+    wanted : sequence of str or None
+        Names of the collections to work on; None for all, those created later included.
+    stop : threading.Event
+        Ends all workers.
+    make : callable
+        Makes the worker of a collection, in the worker's own thread (loading a model takes seconds).
+
+    Raises
+    ------
+    HeadwaterError
+        The first error that a worker could not mend; all others are stopped first.
+    """
+    catalog = CollectionCatalog(engines.store)
+    failed = threading.Event()
+    running: dict[str, _Running] = {}
+    try:
+        while not stop.is_set():
+            _follow_catalog(catalog, wanted, running, failed, make)
+            if failed.is_set() and any(_is_fatal(worker, wanted) for worker in running.values()):
+                break
+            failed.clear()
+            _wait_any(stop, failed, DISCOVERY_SECONDS)
+    finally:
+        for worker in running.values():
+            worker.stop.set()
+        for worker in running.values():
+            worker.thread.join(engines.settings.stop_seconds)
+    for worker in running.values():
+        if _is_fatal(worker, wanted) and worker.error is not None:
+            raise worker.error
+
+
+def _is_fatal(worker: _Running, wanted: Sequence[str] | None) -> bool:
+    """A collection whose settings do not fit this machine stops alone, unless it was asked for by name."""
+    if worker.error is None or worker.is_told:
+        return False
+    if isinstance(worker.error, SettingsError) and wanted is None:
+        worker.is_told = True
+        logger.error("%s is stopped, the others go on: %s", worker.thread.name, worker.error)
+        return False
+    return True
+
+
+def _follow_catalog(
+    catalog: CollectionCatalog,
+    wanted: Sequence[str] | None,
+    running: dict[str, _Running],
+    failed: threading.Event,
+    make: Callable[[CollectionRecord], Worker],
+) -> None:
+    try:
+        found = catalog.list() if wanted is None else [record for name in wanted if (record := catalog.find(name)) is not None]
+    except (UnavailableError, SnapshotError) as error:
+        logger.warning("the catalog does not answer, trying again: %s", error)
+        return
+    live = {record.incarnation: record for record in found}
+    for incarnation in [i for i in running if i not in live]:
+        running[incarnation].stop.set()
+        running.pop(incarnation).thread.join()
+    for incarnation, record in live.items():
+        if incarnation not in running:
+            running[incarnation] = _Running(lambda record=record: make(record), f"worker-{record.name}", failed)  # type: ignore[misc]
+
+
+def _wait_any(stop: threading.Event, failed: threading.Event, seconds: float) -> None:
+    for _ in range(int(seconds / 0.1)):
+        if failed.is_set() or stop.wait(0.1):
+            return
