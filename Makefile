@@ -1,0 +1,37 @@
+# One word per job. Every line is a Python command, for machines without make (README.md).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-fast lint stack stack-stop bench docs lock
+
+demo:            ## set up, index the sample pictures, serve the search page; ARGS=--check exits 0 or 1
+	@$(PYTHON) -m deploy.setup run
+	@$(BIN)/headwater demo $(ARGS)
+
+test:            ## everything, on real Kafka and MinIO
+	@$(PYTHON) -m deploy.setup dev
+	@$(PYTHON) -m deploy.run_tests $(ARGS)
+
+test-fast:       ## no servers, no model, no browser
+	@$(PYTHON) -m deploy.setup dev
+	@$(BIN)/python -m pytest -q -m "not kafka and not minio and not model and not browser and not slow" $(ARGS)
+
+lint:
+	@$(PYTHON) -m deploy.setup dev
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/mypy
+
+stack:           ## Apache Kafka and MinIO on this machine, without Docker
+	@$(PYTHON) -m deploy.local.stack start
+
+stack-stop:
+	@$(PYTHON) -m deploy.local.stack stop
+
+bench:           ## results/bench.json and results/bench.png
+	@$(PYTHON) -m deploy.setup dev
+	@$(BIN)/python -m bench $(ARGS)
+
+docs:            ## pages that are generated from the code
+	@$(BIN)/python -m docs.generate
+
+lock:            ## resolve anew; commit the result
+	@$(BIN)/python -m deploy.lock

@@ -1,0 +1,330 @@
+"""The object store on S3 and MinIO, through minio-py's request signer.
+
+Takes: endpoint, bucket, credentials. Gives: what `contracts.store.ObjectStore` promises. Owns: the mapping from HTTP answers to outcomes.
+Never: lets minio-py or urllib3 repeat a put by themselves, or sends a key that was not validated.
+
+Why not the public ``put_object``: minio-py 7.2.20 turns ``If-None-Match`` into user metadata and overwrites the object, and its HTTP
+client repeats puts, so that a commit whose answer was lost meets its own object and reads as a lost race (reliability.md 0.1, 0.2).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from xml.etree import ElementTree
+
+import certifi
+import urllib3
+from minio import Minio
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.response import BaseHTTPResponse
+
+from backends.store_rules import check_prefix, check_range, prove_conditions
+from contracts.clock import Clock, SystemClock
+from contracts.errors import SettingsError, UnavailableError
+from contracts.metrics import Metrics
+from contracts.object_keys import validate_key
+from contracts.store import ObjectInfo, PutOutcome, StoredObject
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+READ_TIMEOUT_SECONDS = 10.0
+PUT_TIMEOUT_SECONDS = 30.0  # the store writes and syncs the whole body before it answers
+RETRY_BUDGET_SECONDS = 8.0  # no attempt begins later, so an address that swallows packets costs 8 + 3 s
+MAX_ATTEMPTS = 8
+_NOT_A_LISTING = (ElementTree.ParseError, ValueError)
+"""What minio-py raises for a listing that is no XML, or lacks an element."""
+_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
+_CREDENTIAL_CODES = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidTokenId", "ExpiredToken", "AuthorizationHeaderMalformed"})
+
+
+class _AnswerError(Exception):
+    """The store answered with something other than success; raised before minio-py's own reading of it.
+
+    That reading fails on a 409 without a body (ValueError on HEAD, no status on PUT), so it is never reached.
+    """
+
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(f"HTTP {status} {code}".rstrip())
+        self.status = status
+        self.code = code
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in (408, 425, 429) or (self.status >= 500 and self.status != 501)
+
+
+class _AnswerPool(urllib3.PoolManager):
+    """One request on the wire per call: no retries, no redirects, bounded time."""
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> BaseHTTPResponse:  # type: ignore[override]
+        seconds = PUT_TIMEOUT_SECONDS if method == "PUT" else READ_TIMEOUT_SECONDS
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=seconds)
+        response = super().urlopen(method, url, redirect=False, retries=False, timeout=timeout, **kw)
+        if response.status in (200, 204, 206):
+            return response
+        found = _CODE.search(response.data[:65536]) if method != "HEAD" else None
+        raise _AnswerError(response.status, found.group(1).decode() if found else "")
+
+
+class S3Store:
+    """Objects in one bucket; thread-safe, but not to be shared over a fork.
+
+    Parameters
+    ----------
+    endpoint : str
+        ``host:port``.
+    bucket : str
+        Its name; it is created when it is missing and the credentials allow it.
+    access_key, secret_key : str
+        Credentials; both empty for unsigned requests.
+    region : str
+        Region that requests are signed for.
+    secure : bool
+        TLS, with the certificate verified.
+    metrics : Metrics, optional
+        Counts the attempts that are repeated, as outcome ``retried``.
+    clock : Clock, optional
+        Times the pauses between attempts.
+
+    Raises
+    ------
+    SettingsError
+        Credentials are wrong, or the bucket is missing and may not be created.
+    UnavailableError
+        The store does not answer.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        bucket: str,
+        access_key: str,
+        secret_key: str,
+        region: str = "us-east-1",
+        secure: bool = False,
+        metrics: Metrics | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._where = f"{endpoint}/{bucket}"
+        self._bucket = bucket
+        self._metrics = metrics
+        self._clock = clock or SystemClock()
+        self._pool = _AnswerPool(num_pools=2, maxsize=64, ssl_context=_tls_context() if secure else None)
+        self._client = Minio(endpoint, access_key or None, secret_key or None, secure=secure, region=region, http_client=self._pool)
+        self._ensure_bucket()
+
+    # ---- writing ------------------------------------------------------------------------------------------------
+
+    def put_if_absent(self, key: str, data: bytes) -> PutOutcome:
+        """Create `key`; exactly one of many concurrent callers gets CREATED."""
+        return self._put(key, data, {"If-None-Match": "*"})
+
+    def compare_and_swap(self, key: str, data: bytes, etag: str | None) -> PutOutcome:
+        """Replace `key` if its entity tag is `etag` (None: if it does not exist); EXISTS where the condition failed."""
+        return self._put(key, data, {"If-None-Match": "*"} if etag is None else {"If-Match": f'"{etag}"'})
+
+    def _put(self, key: str, data: bytes, condition: dict[str, str]) -> PutOutcome:
+        """Send one put. It is repeated only where nothing can have been sent: there was no connection."""
+        validate_key(key)
+
+        def attempt() -> PutOutcome:
+            try:
+                response = self._client._execute("PUT", self._bucket, key, body=data, headers=dict(condition), no_body_trace=True)
+            except _AnswerError as answer:
+                return self._outcome(answer, "If-Match" in condition)
+            except (NewConnectionError, ConnectTimeoutError):
+                raise
+            except (HTTPError, OSError) as error:
+                logger.warning("put ended without an answer", extra={"object_key": key, "cause": type(error).__name__})
+                return PutOutcome.UNKNOWN
+            # A stored object has a tag: an answer cut off within its headers reads as a 200 without one.
+            return PutOutcome.CREATED if _etag(response) else PutOutcome.UNKNOWN
+
+        return self._repeat("put", attempt)
+
+    def _outcome(self, answer: _AnswerError, is_swap: bool) -> PutOutcome:
+        """Read a refusal as AWS documents conditional writes (S3 user guide, conditional-writes)."""
+        if answer.status == 412:
+            return PutOutcome.EXISTS
+        if answer.status == 404 and is_swap and answer.code in ("NoSuchKey", ""):
+            return PutOutcome.EXISTS  # If-Match on an object that does not exist
+        if answer.status == 409:
+            return PutOutcome.CONFLICT
+        if answer.is_passing:
+            return PutOutcome.UNKNOWN  # a proxy may say 503 although the store behind it has stored the object
+        raise self._refusal(answer) from answer
+
+    def delete(self, key: str) -> None:
+        """Remove the object; no error when it is not there."""
+        self._read_or_none("DELETE", validate_key(key), {})
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> StoredObject | None:
+        """The whole object, or None; a body shorter than announced is fetched again."""
+        response = self._read_or_none("GET", validate_key(key), {})
+        return None if response is None else StoredObject(response.data, _etag(response))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        """Up to `length` bytes from `start`; shorter only at the object's end; None when there is no object."""
+        check_range(start, length)
+        if length == 0:  # a Range header cannot say nothing
+            return None if self.head(key) is None else b""
+        try:
+            response = self._read_or_none("GET", validate_key(key), {"Range": f"bytes={start}-{start + length - 1}"})
+        except _AnswerError:
+            return b""  # 416: the range begins at or behind the object's end
+        if response is None:
+            return None
+        return response.data if response.status == 206 else response.data[start : start + length]
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """The object's size and tag, or None."""
+        response = self._read_or_none("HEAD", validate_key(key), {})
+        if response is None:
+            return None
+        modified = parsedate_to_datetime(response.headers["last-modified"]).timestamp()
+        return ObjectInfo(key, int(response.headers["content-length"]), _etag(response), modified)
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose keys begin with `prefix` and sort after `start_after`, in key order.
+
+        Pages are fetched as they are needed; a page that fails is asked for again behind the last key that was given.
+        """
+        check_prefix(prefix)
+        check_prefix(start_after)
+        return self._list(prefix, start_after)
+
+    def _list(self, prefix: str, last: str) -> Iterator[ObjectInfo]:
+        while True:
+            after = last
+
+            def open_listing(after: str = after) -> tuple[Iterator[Any], Any]:
+                objects = self._client.list_objects(self._bucket, prefix=prefix, recursive=True, start_after=after or None)
+                return objects, next(objects, None)
+
+            objects, entry = self._repeat("list", open_listing)
+            try:
+                while entry is not None:
+                    last = str(entry.object_name)
+                    yield ObjectInfo(last, int(entry.size), str(entry.etag).strip('"'), entry.last_modified.timestamp())
+                    entry = next(objects, None)
+            except (_AnswerError, HTTPError, OSError, *_NOT_A_LISTING):
+                continue  # a later page failed: begin again behind `last`, within the limits of `_repeat`
+            return
+
+    def _read_or_none(self, method: str, key: str, headers: dict[str, str]) -> BaseHTTPResponse | None:
+        def attempt() -> BaseHTTPResponse | None:
+            try:
+                response: BaseHTTPResponse = self._client._execute(method, self._bucket, key, headers=dict(headers))
+            except _AnswerError as answer:
+                if answer.status == 404 and answer.code in ("NoSuchKey", ""):
+                    return None
+                raise
+            announced = response.headers.get("content-length")
+            if method == "GET" and announced is not None and int(announced) != len(response.data):
+                raise HTTPError(f"{len(response.data)} of {announced} bytes came")  # is repeated
+            return response
+
+        return self._repeat(method.lower(), attempt)
+
+    # ---- opening, repeating, closing ----------------------------------------------------------------------------
+
+    def _ensure_bucket(self) -> None:
+        """Ask for one key of the bucket (unlike HEAD, the answer tells why it is refused); create a missing bucket."""
+
+        def attempt() -> None:
+            try:
+                response = self._client._execute("GET", self._bucket, query_params={"list-type": "2", "max-keys": "1"})
+                if b"ListBucketResult" not in response.data[:4096]:
+                    raise _AnswerError(response.status, "NotS3")
+            except _AnswerError as answer:
+                if answer.code != "NoSuchBucket":
+                    raise
+                try:
+                    self._client.make_bucket(self._bucket)
+                    logger.info("created the bucket", extra={"store": self._where})
+                except _AnswerError as refused:
+                    if refused.code != "BucketAlreadyOwnedByYou":  # another process was faster
+                        raise
+
+        self._repeat("open", attempt)
+
+    def _repeat(self, op: str, attempt: Callable[[], T]) -> T:
+        """Repeat a request that may be repeated: bounded in number and time, the pauses doubled and jittered.
+
+        Raises
+        ------
+        UnavailableError
+            No attempt was answered.
+        SettingsError
+            The store refuses.
+        """
+        began = self._clock.monotonic_seconds()
+        for number in range(1, MAX_ATTEMPTS + 1):
+            try:
+                return attempt()
+            except _AnswerError as answer:
+                if answer.status == 416:
+                    raise
+                if not answer.is_passing:
+                    raise self._refusal(answer) from answer
+                cause: Exception = answer
+            except _NOT_A_LISTING as error:
+                raise self._refusal(_AnswerError(200, "NotS3")) from error
+            except (HTTPError, OSError) as error:
+                cause = error
+            pause = random.uniform(0.5, 1.0) * min(2.0, 0.1 * 2**number)
+            if number == MAX_ATTEMPTS or self._clock.monotonic_seconds() - began + pause > RETRY_BUDGET_SECONDS:
+                break
+            if self._metrics is not None:
+                self._metrics.store_requests.labels(op=op, outcome="retried").inc()
+            self._clock.wait(threading.Event(), pause)
+        what = str(cause) if isinstance(cause, _AnswerError) else type(cause).__name__
+        raise UnavailableError(
+            f"object store {self._where} does not answer ({what}, {number} attempts)",
+            hint="is it running, and is HEADWATER_STORE_URL right? For the local one: make stack",
+        ) from cause
+
+    def _refusal(self, answer: _AnswerError) -> SettingsError:
+        """Turn a definite refusal into what the operator can do about it."""
+        if answer.code in _CREDENTIAL_CODES:
+            hint = "check HEADWATER_STORE_ACCESS_KEY, HEADWATER_STORE_SECRET_KEY and HEADWATER_STORE_REGION"
+        elif answer.status in (401, 403):
+            hint = "allow these credentials s3:ListBucket, GetObject, PutObject (and DeleteObject, CreateBucket where needed), and check the clock"
+        elif answer.code == "NoSuchBucket":
+            hint = "create the bucket; it was there when the store was opened"
+        elif answer.status in (301, 307, 308):
+            hint = "the bucket lives elsewhere: check the host and HEADWATER_STORE_REGION"
+        else:
+            hint = "check HEADWATER_STORE_URL: is this an S3 store?"
+        return SettingsError(f"object store {self._where} refuses: {answer}", hint=hint, code="store_refused")
+
+    def probe(self, prefix: str) -> None:
+        """Prove that conditions are honoured (`backends.store_rules.prove_conditions`)."""
+        prove_conditions(self, prefix)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._pool.clear()
+
+
+def _etag(response: BaseHTTPResponse) -> str:
+    return str(response.headers.get("etag", "")).strip('"')
+
+
+def _tls_context() -> ssl.SSLContext:
+    """The system's certificate authorities; certifi's where a slim image has none."""
+    paths = ssl.get_default_verify_paths()
+    has_system = paths.cafile is not None or paths.capath is not None
+    return ssl.create_default_context(cafile=None if has_system else certifi.where())

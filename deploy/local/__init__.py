@@ -1,0 +1,1 @@
+"""The local stack: Apache Kafka and MinIO on loopback, without Docker."""
