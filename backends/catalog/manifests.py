@@ -70,15 +70,16 @@ class ManifestChain:
         Raises
         ------
         SnapshotError
-            `read` is at or below the GC boundary: the chain behind it may be gone; take `head()` again.
+            The GC boundary has passed this place: what lies here may be gone, or be made again; take `head()`.
         CorruptError
             The next version does not name `read` as its `previous`.
         """
         version = read.manifest.version
         following = self.read(version + 1)
+        # Read after the manifest: a stalled writer may have created a collected number again, and it would look like a link of the chain.
+        if (version if following is None else version + 1) <= self.boundary():
+            raise SnapshotError(f"{self.keys.prefix}: version {version} was collected", hint="take the newest manifest")
         if following is None:
-            if version <= self.boundary():
-                raise SnapshotError(f"{self.keys.prefix}: version {version} was collected", hint="take the newest manifest")
             return None
         previous = following.manifest.previous
         if previous is None or (previous.version, previous.sha256) != (version, read.sha256):

@@ -1,7 +1,8 @@
 """The indexer's path on the memory log and store: records in, committed segments out."""
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
