@@ -50,8 +50,8 @@ def read_partition(engines: Engines, collection: CollectionRecord, partition: in
             out.live[row["id"]] = (row["offset"], row["item"])
             out.texts[row["id"]] = row["text"]
             for part in parts.values():
-                at = list(part.rows).index(number)
-                out.vectors[row["id"]] = part.matrix[at].tolist()
+                if number in part.rows:
+                    out.vectors[row["id"]] = part.matrix[list(part.rows).index(number)].tolist()
     for entry in read.manifest.ledger:
         out.ledger += decode_ledger(download(engines.store, entry.object), entry.object.key)
     return out

@@ -1,0 +1,43 @@
+"""The generation object: centroids and the codec's bytes come back; disagreement is corrupt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contracts.errors import CorruptError
+from contracts.footer_file import FooterFile, write_footer_file
+from contracts.generation import Generation, decode_generation, encode_generation
+
+
+def sample(nlist: int = 3, dimension: int = 2, quantizer: bytes = b"codebook") -> Generation:
+    centroids = np.arange(nlist * dimension, dtype=np.float32).reshape(nlist, dimension)
+    return Generation("image", 4, "lite@00", "cosine", "pq", centroids, quantizer, 1000, {"error": 0.5})
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20), st.integers(1, 8), st.binary(max_size=100))
+def test_a_generation_comes_back(nlist: int, dimension: int, quantizer: bytes) -> None:
+    one = sample(nlist, dimension, quantizer)
+    found = decode_generation(encode_generation(one), "here")
+    assert np.array_equal(found.centroids, one.centroids) and found.centroids.dtype == np.float32
+    for name in ("field_name", "number", "space_id", "metric", "codec", "quantizer", "trained_rows", "statistics"):
+        assert getattr(found, name) == getattr(one, name)
+
+
+def changed(sections: dict[str, bytes], meta: dict[str, object], without: str = "") -> bytes:
+    file = FooterFile.read(encode_generation(sample()), "here")
+    merged = {name: value for name, value in {**file.meta, **meta}.items() if name != without}
+    kept: dict[str, bytes | memoryview] = {name: view for name, view in {**file.sections, **sections}.items() if name != without}
+    return write_footer_file("generation", kept, merged)
+
+
+@pytest.mark.parametrize("data", [
+    changed({"centroids": b"123"}, {}), changed({"centroids": b"\0" * 8}, {}), changed({}, {"nlist": 4}), changed({}, {"dimension": "2"}),
+    changed({}, {}, "codec"), changed({}, {}, "nlist"), changed({}, {}, "quantizer"), write_footer_file("rows", {}, {}), b"x" * 40,
+])  # fmt: skip
+def test_a_generation_whose_parts_disagree_is_corrupt(data: bytes) -> None:
+    with pytest.raises(CorruptError):
+        decode_generation(data, "here")

@@ -1,0 +1,77 @@
+"""Pictures through the indexer: fields, partial items, broken pictures, the wrong encoder."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backends.catalog.admin import CollectionRequest, create_collection
+from contracts.collection import CollectionRecord
+from contracts.engines import Engines
+from contracts.errors import SettingsError
+from indexer.build_worker import BuildWorker
+from indexer.embed_worker import EmbedWorker
+from tests.encoders import ColourEncoder, colour_fields
+from tests.indexer.conftest import eventually, running
+from tests.indexer.stored import read_partition
+
+
+def jpeg(colour: tuple[int, int, int]) -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+@pytest.fixture
+def pictures(engines: Engines) -> CollectionRecord:
+    return create_collection(engines, CollectionRequest("pictures", colour_fields(), 1))
+
+
+def send(engines: Engines, collection: CollectionRecord, key: str, value: bytes, **headers: str) -> None:
+    producer = engines.log.producer()
+    named = [(name.replace("content_type", "content-type"), text.encode()) for name, text in headers.items()]
+    producer.send(collection.source_topic, partition=0, key=key.encode(), value=value, headers=named)
+    producer.flush(5)
+    producer.close()
+
+
+def index_all(engines: Engines, collection: CollectionRecord, records: int):  # type: ignore[no-untyped-def]
+    index = collection.index()
+    with running(EmbedWorker(engines, collection, index, ColourEncoder()).run, BuildWorker(engines, collection, index).run):
+        eventually(lambda: read_partition(engines, collection, 0).manifest.checkpoint.media_offset == records)
+    return read_partition(engines, collection, 0)
+
+
+def test_a_picture_with_a_caption_gets_all_three_fields(engines: Engines, pictures: CollectionRecord) -> None:
+    send(engines, pictures, "red", jpeg((250, 10, 10)), content_type="image/jpeg", hw_caption="a red card", hw_attributes='{"desk":"news"}')
+    stored = index_all(engines, pictures, 1)
+    assert stored.live == {"red": (0, 0)} and stored.texts == {"red": "a red card"}
+    encoder = ColourEncoder()
+    image = encoder.encode_pictures(encoder.prepare_picture(jpeg((250, 10, 10)))[None])[0]
+    text = encoder.encode_texts(["a red card"])[0]
+    wanted = (image + text) / np.linalg.norm(image + text)
+    np.testing.assert_allclose(stored.vectors["red"], wanted, atol=1e-5)  # `fused`, the last field read
+
+
+def test_a_broken_picture_with_a_good_caption_keeps_the_caption_and_says_so(engines: Engines, pictures: CollectionRecord) -> None:
+    send(engines, pictures, "half", jpeg((0, 0, 250))[:150], content_type="image/jpeg", hw_caption="blue card")
+    stored = index_all(engines, pictures, 1)
+    assert [(run.verdict, run.reason, run.partial) for run in stored.ledger] == [("row", "decode_failed", True)]
+    letter = engines.log.read_at(pictures.dead_letter_topic, 0, 0)
+    assert letter is not None and dict(letter.headers)["hw_partial"] == b"1"
+
+
+def test_a_broken_picture_without_a_caption_is_rejected_and_the_next_is_indexed(engines: Engines, pictures: CollectionRecord) -> None:
+    send(engines, pictures, "bad", b"not a picture at all", content_type="image/jpeg")
+    send(engines, pictures, "good", jpeg((10, 250, 10)), hw_caption="green")  # no content-type: recognised by its bytes
+    stored = index_all(engines, pictures, 2)
+    assert stored.live == {"good": (1, 0)}
+    assert [run.verdict for run in stored.ledger] == ["reject", "row"]
+
+
+def test_an_index_of_another_space_is_refused_with_a_hint(engines: Engines) -> None:
+    other = [field.model_copy(update={"space_id": "colour@0000000000000000"}) for field in colour_fields()]
+    collection = create_collection(engines, CollectionRequest("other", other, 1))
+    with pytest.raises(SettingsError, match="space"):
+        EmbedWorker(engines, collection, collection.index(), ColourEncoder())
