@@ -48,32 +48,38 @@ class BuildWorker:
         self._starts: dict[int, float] = {}
         self._retry_commit: dict[int, float] = {}
         self._metrics_due = 0.0
+        self._producer: LogProducer
+        self._renew_producer = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. What has grown but is not sealed stays in the log, where the next builder finds it."""
         reader = self.engines.log.group_reader(self.index.vectors_topic, self.collection.group(self.index.name, "index"))
-        producer = self.engines.log.producer()
+        self._producer = self.engines.log.producer()
         try:
             while not stop.is_set():
-                self._turn(reader, producer, stop)
+                self._turn(reader, stop)
         finally:
-            for closable in (reader, producer):
+            for closable in (reader, self._producer):
                 try:
                     closable.close()
                 except HeadwaterError as error:
                     logger.warning("closing failed: %s", error)
 
-    def _turn(self, reader: GroupReader, producer: LogProducer, stop: threading.Event) -> None:
+    def _turn(self, reader: GroupReader, stop: threading.Event) -> None:
         try:
             records = reader.poll(POLL_SECONDS)
             self._follow_assignment(reader)
             self._start_partitions(reader)
+            if self._renew_producer.is_set():
+                self._renew_producer.clear()
+                old, self._producer = self._producer, self.engines.log.producer()
+                old.close()
             for record in records:
                 builder = self.builders.get(record.partition)
                 if builder is not None and record.offset >= builder.vectors_offset:
                     self._guard(record.partition, lambda b=builder, r=record: b.feed(r))
             for partition in list(self.builders):
-                self._commit_if_due(partition, reader, producer)
+                self._commit_if_due(partition, reader)
             self._report()
         except UnavailableError as error:
             logger.warning("the log or store does not answer, trying again: %s", error)
@@ -121,7 +127,7 @@ class BuildWorker:
         logger.error("partition %d is stopped, the others go on: %s", partition, error)
         self.engines.metrics.records.labels(self.collection.name, "index", "stopped").inc()
 
-    def _commit_if_due(self, partition: int, reader: GroupReader, producer: LogProducer) -> None:
+    def _commit_if_due(self, partition: int, reader: GroupReader) -> None:
         builder = self.builders[partition]
         now = self.engines.clock.monotonic_seconds()
         if not builder.is_due() or self._retry_commit.get(partition, 0.0) > now:
@@ -130,7 +136,7 @@ class BuildWorker:
         def commit() -> None:
             read = builder.commit()
             if read is not None:
-                self._announce(read.manifest, producer)
+                self._announce(read.manifest)
                 reader.commit(partition, CommittedOffset(read.manifest.checkpoint.vectors_offset))
 
         try:
@@ -139,10 +145,11 @@ class BuildWorker:
             logger.warning("the commit of partition %d is not settled, trying again: %s", partition, error)
             self._retry_commit[partition] = now + RETRY_SECONDS
 
-    def _announce(self, manifest: Manifest, producer: LogProducer) -> None:
+    def _announce(self, manifest: Manifest) -> None:
         """Tell query nodes; a lost notice costs them one poll interval, nothing else."""
         notice = CommitNotice(manifest.version, manifest.commit_id, manifest.incarnation)
-        producer.send(self.index.vectors_topic, partition=manifest.partition, key=NOTICE_KEY, headers=notice_headers(notice))
+        sent = self._producer.send(self.index.vectors_topic, partition=manifest.partition, key=NOTICE_KEY, headers=notice_headers(notice))
+        sent.add_done_callback(lambda done: self._renew_producer.set() if done.exception() else None)
 
     def _report(self) -> None:
         now = self.engines.clock.monotonic_seconds()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.encoder import Encoder
 from contracts.engines import Engines
-from contracts.errors import CorruptError, HeadwaterError, SnapshotError, UnavailableError
+from contracts.errors import CorruptError, HeadwaterError, SettingsError, SnapshotError, UnavailableError
 from contracts.log import CommittedOffset, GroupReader, LogRecord
 from indexer.decode import Decoder
 from indexer.embed import check_spaces, embed_slices
@@ -76,6 +76,7 @@ class EmbedWorker:
         self._lock = threading.Lock()
         self._restarts: dict[int, float] = {}  # partition -> when to try (again)
         self._stop = threading.Event()
+        self._renew_producer = threading.Event()
         self._failure: BaseException | None = None
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -90,8 +91,7 @@ class EmbedWorker:
         """
         settings = self.engines.settings
         reader = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
-        producer = self.engines.log.producer()
-        publisher = Publisher(self.engines, self.collection, self.index, producer, self._batch_failed)
+        publisher = Publisher(self.engines, self.collection, self.index, self._produce_failed)
         pool = ThreadPoolExecutor(settings.embed_decode_threads, thread_name_prefix="decode")
         threads = [
             threading.Thread(target=self._guarded, args=(self._embed_loop, publisher), name=f"embed-{self.collection.name}"),
@@ -107,7 +107,7 @@ class EmbedWorker:
             pool.shutdown(wait=True, cancel_futures=True)
             for thread in threads:
                 thread.join(settings.stop_seconds)
-            self._close(reader, producer)
+            self._close(reader, publisher)
         if self._failure is not None:
             raise self._failure
 
@@ -117,10 +117,10 @@ class EmbedWorker:
         except BaseException as error:  # noqa: BLE001 - handed to `run`, which raises it
             self._failure = error
 
-    def _close(self, reader: GroupReader, producer: object) -> None:
-        for closable in (reader, producer):
+    def _close(self, reader: GroupReader, publisher: Publisher) -> None:
+        for closable in (reader, publisher):
             try:
-                closable.close()  # type: ignore[attr-defined]
+                closable.close()
             except HeadwaterError as error:
                 logger.warning("closing failed: %s", error)
 
@@ -180,7 +180,7 @@ class EmbedWorker:
             found = [record for record in by_partition.get(partition, ()) if record.offset >= run.fetched_next]
             slices = fetched_slices(found, run.number, run.fetched_next, self.engines.settings.embed_batch_items)
             end = slices[-1].next_offset if slices else run.fetched_next
-            if not records and (position := reader.position(partition)) > end:  # offsets without records at the log's end
+            if not records and (position := _position(reader, partition)) > end:  # offsets without records at the log's end
                 slices, end = [FetchedSlice(partition, run.number, end, position, [])], position
             run.fetched_next = end
             for fetched in slices:
@@ -219,6 +219,9 @@ class EmbedWorker:
                 first = self._queue.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
+            if self._renew_producer.is_set():
+                self._renew_producer.clear()
+                publisher.renew()
             slices = self._ready_slices(first)
             with self.engines.metrics.stage.labels("embed").time():
                 embed_slices(slices, self.index, self.encoder, self.engines.settings.embed_batch_items)
@@ -260,16 +263,22 @@ class EmbedWorker:
             publisher.publish(decoded)
             run.sent_next = fetched.next_offset
         except (UnavailableError, TimeoutError) as error:
-            self._batch_failed(fetched.partition, fetched.run, error)
+            self._produce_failed(error)
 
-    def _batch_failed(self, partition: int, run_number: int, error: BaseException) -> None:
+    def _produce_failed(self, error: BaseException) -> None:
+        """Take a new producer, and all partitions back to their chain's end: two producers keep no order between them (any thread)."""
+        self._renew_producer.set()
+        for partition, run in list(self.runs.items()):
+            self._go_back(partition, run.number, error)
+
+    def _go_back(self, partition: int, run_number: int, error: BaseException) -> None:
         """Drop what is in flight for the partition and have it start again at the chain's end (any thread)."""
         run = self.runs.get(partition)
         if run is None or run.number != run_number:
             return
         self.runs.pop(partition, None)
         self._restarts[partition] = self.engines.clock.monotonic_seconds() + RETRY_SECONDS
-        logger.warning("partition %d goes back to the chain's end: %s", partition, error)
+        logger.warning("partition %d of %s goes back to the chain's end: %s", partition, self.collection.name, error)
 
     # ---- watchdog ----------------------------------------------------------------------------------------------------
 
@@ -282,7 +291,7 @@ class EmbedWorker:
                 except (UnavailableError, SnapshotError) as error:
                     logger.warning("the watchdog cannot read partition %d: %s", partition, error)
                     if isinstance(error, SnapshotError):
-                        self._batch_failed(partition, run.number, error)
+                        self._go_back(partition, run.number, error)
 
     def _check_run(self, partition: int, run: _Run) -> None:
         sent = run.sent_next
@@ -297,3 +306,10 @@ class EmbedWorker:
                 partition, run.number, UnavailableError(f"the chain stands at {run.scan.chain.expected}, {what} what this worker wrote")
             )
         run.checked_next = sent
+
+
+def _position(reader: GroupReader, partition: int) -> int:
+    try:
+        return reader.position(partition)
+    except SettingsError:  # revoked a moment ago; take_assignment tells in the next turn
+        return -1

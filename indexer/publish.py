@@ -7,7 +7,7 @@ Never: waits for a batch's acknowledgement; a failed one makes its partition go 
 from __future__ import annotations
 
 import itertools
-import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from operator import attrgetter
@@ -15,14 +15,14 @@ from operator import attrgetter
 from contracts.chain import BatchSpan
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
-from contracts.errors import HeadwaterError, SettingsError
+from contracts.errors import UnavailableError
 from contracts.log import LogProducer, RecordPosition
 from contracts.vectors_batch import BatchItem, batch_headers, batch_schema, build_batch, encode_batch
 from indexer.dead_letter import dead_letter_headers
 from indexer.slices import DecodedSlice, Rejection
 
-logger = logging.getLogger(__name__)
 DEAD_LETTER_SECONDS = 30.0
+ACKNOWLEDGE_SECONDS = 60.0
 HEADERS_BYTES = 4096
 
 
@@ -33,10 +33,8 @@ class Publisher:
     ----------
     engines, collection, index
         Where the batches go and what they are called.
-    producer : LogProducer
-        Keeps the order of sends within a partition.
     on_error : callable
-        Called with the partition and run whose batch was not, or perhaps not, stored.
+        Called, on the producer's thread, with the error of a batch that was not, or perhaps not, stored.
     """
 
     def __init__(
@@ -44,11 +42,12 @@ class Publisher:
         engines: Engines,
         collection: CollectionRecord,
         index: IndexRecord,
-        producer: LogProducer,
-        on_error: Callable[[int, int, BaseException], None],
+        on_error: Callable[[BaseException], None],
     ) -> None:
-        self.engines, self.collection, self.index = engines, collection, index
-        self.producer, self.on_error = producer, on_error
+        self.engines, self.collection, self.index, self.on_error = engines, collection, index, on_error
+        self.producer: LogProducer = engines.log.producer()
+        self._in_flight_bytes = 0
+        self._landed = threading.Condition()
         self.schema = batch_schema(index, collection.attributes)
         self.most_bytes = engines.settings.max_record_bytes - HEADERS_BYTES
 
@@ -58,14 +57,32 @@ class Publisher:
         Raises
         ------
         UnavailableError
-            The dead-letter topic does not take the slice's rejected records: nothing of the slice was sent.
+            The dead-letter topic does not take the slice's rejected records, or nothing was acknowledged for too long.
         """
         self._send_dead_letters(decoded.rejections)
         fetched = decoded.fetched
         for span, value in self._batches(decoded, fetched.start_offset, fetched.next_offset):
+            self._wait_for_room(len(value))
             future = self.producer.send(self.index.vectors_topic, partition=fetched.partition, value=value, headers=batch_headers(span, value))
-            future.add_done_callback(lambda done, p=fetched.partition, run=fetched.run: self._settled(done, p, run))  # type: ignore[misc]
+            future.add_done_callback(lambda done, size=len(value): self._settled(done, size))  # type: ignore[misc]
         self._count(decoded)
+
+    def renew(self) -> None:
+        """Replace the producer after an error: what it still had in flight may land later, and the chain rule drops it."""
+        old, self.producer = self.producer, self.engines.log.producer()
+        old.close()
+
+    def close(self) -> None:
+        """Let go of the producer, after a short flush."""
+        self.producer.close()
+
+    def _wait_for_room(self, size_bytes: int) -> None:
+        """Hold back while too much is unacknowledged: no producer limits that by itself."""
+        limit = self.engines.settings.embed_queue_bytes
+        with self._landed:
+            if not self._landed.wait_for(lambda: self._in_flight_bytes == 0 or self._in_flight_bytes + size_bytes <= limit, ACKNOWLEDGE_SECONDS):
+                raise UnavailableError(f"nothing was acknowledged for {ACKNOWLEDGE_SECONDS:.0f} s", hint="check the brokers")
+            self._in_flight_bytes += size_bytes
 
     def _batches(self, decoded: DecodedSlice, start_offset: int, next_offset: int) -> Iterator[tuple[BatchSpan, bytes]]:
         items = [item.row for item in decoded.items if start_offset <= item.row.offset < next_offset]
@@ -101,15 +118,13 @@ class Publisher:
         for future in futures:
             future.result(DEAD_LETTER_SECONDS)
 
-    def _settled(self, future: Future[RecordPosition], partition: int, run: int) -> None:
+    def _settled(self, future: Future[RecordPosition], size_bytes: int) -> None:
+        with self._landed:
+            self._in_flight_bytes -= size_bytes
+            self._landed.notify_all()
         error = future.exception()
-        if error is None:
-            return
-        level = logging.ERROR if isinstance(error, SettingsError) else logging.WARNING
-        logger.log(
-            level, "a batch of partition %d was not acknowledged: %s", partition, error if isinstance(error, HeadwaterError) else type(error).__name__
-        )
-        self.on_error(partition, run, error)
+        if error is not None:
+            self.on_error(error)
 
     def _count(self, decoded: DecodedSlice) -> None:
         outcomes = itertools.groupby(sorted(item.row.op for item in decoded.items))
