@@ -302,9 +302,7 @@ class EmbedWorker:
             ahead = end > run.fetched_next
         if behind or ahead:
             what = "behind" if behind else "ahead of"
-            self._batch_failed(
-                partition, run.number, UnavailableError(f"the chain stands at {run.scan.chain.expected}, {what} what this worker wrote")
-            )
+            self._go_back(partition, run.number, UnavailableError(f"the chain stands at {run.scan.chain.expected}, {what} what this worker wrote"))
         run.checked_next = sent
 
 

@@ -6,6 +6,7 @@ Never: waits for a batch's acknowledgement; a failed one makes its partition go 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,7 @@ class Publisher:
         for span, value in self._batches(decoded, fetched.start_offset, fetched.next_offset):
             self._wait_for_room(len(value))
             future = self.producer.send(self.index.vectors_topic, partition=fetched.partition, value=value, headers=batch_headers(span, value))
-            future.add_done_callback(lambda done, size=len(value): self._settled(done, size))  # type: ignore[misc]
+            future.add_done_callback(functools.partial(self._settled, len(value)))
         self._count(decoded)
 
     def renew(self) -> None:
@@ -118,7 +119,7 @@ class Publisher:
         for future in futures:
             future.result(DEAD_LETTER_SECONDS)
 
-    def _settled(self, future: Future[RecordPosition], size_bytes: int) -> None:
+    def _settled(self, size_bytes: int, future: Future[RecordPosition]) -> None:
         with self._landed:
             self._in_flight_bytes -= size_bytes
             self._landed.notify_all()
