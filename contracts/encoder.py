@@ -73,7 +73,7 @@ class Encoder(Protocol):
         Raises
         ------
         RecordError
-            ``decode_failed``, ``too_many_pixels``, ``too_large``.
+            ``decode_failed``, ``too_many_pixels``, ``too_large``, ``unsupported_content_type``.
         """
         ...
 

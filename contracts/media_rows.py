@@ -59,11 +59,12 @@ def _open_stream(value: bytes, limits: RecordLimits) -> pa.Table:
                 batch.validate(full=True)
                 batches.append(batch)
             table = pa.Table.from_batches(batches, schema=reader.schema)
+            names = table.column_names
     except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a column name that is not UTF-8
         raise RecordError("bad_envelope", f"not an Arrow IPC stream: {error}") from None
     if table.num_rows == 0:
         raise RecordError("empty", "the Arrow stream has no rows")
-    if len(set(table.column_names)) != len(table.column_names):
+    if len(set(names)) != len(names):
         raise RecordError("bad_envelope", "two Arrow columns have the same name")
     return table
 

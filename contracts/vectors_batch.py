@@ -214,8 +214,8 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBa
             raise CorruptError(
                 f"{where}: column {target.name} is in another embedding space", hint="two encoders wrote to one index; stop the wrong one"
             )
-        if target.name == "attributes" and not found.type.equals(target.type):
-            column = _conform_struct(column, target.type)
+        if target.name == "attributes" and pa.types.is_struct(found.type) and not found.type.equals(target.type):
+            column = _conform_struct(column, target.type, where)
         if not column.type.equals(target.type):
             raise CorruptError(f"{where}: column {target.name} is {column.type}, the index says {target.type}", hint="a type change is a new index")
         columns.append(column)
@@ -231,7 +231,11 @@ def _missing_column(rows: int, target: pa.Field, where: str) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(zeros), target.type.list_size, mask=pa.array(np.ones(rows, bool)))
 
 
-def _conform_struct(column: pa.StructArray, target: pa.StructType) -> pa.StructArray:
+def _conform_struct(column: pa.StructArray, target: pa.StructType, where: str) -> pa.StructArray:
+    for child in target:
+        at = column.type.get_field_index(child.name)
+        if at >= 0 and not column.type.field(at).type.equals(child.type):
+            raise CorruptError(f"{where}: attribute {child.name} changed its type", hint="a type change is a new index")
     children = [column.field(child.name) if column.type.get_field_index(child.name) >= 0 else pa.nulls(len(column), child.type) for child in target]
     return pa.StructArray.from_arrays(children, fields=list(target), mask=column.is_null())
 

@@ -1,0 +1,65 @@
+"""Logging of a process: plain lines on a terminal, JSON lines elsewhere.
+
+Takes: settings. Gives: a configured root logger. Owns: the form of a line, and that no secret of the settings is in it.
+Never: logs by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+from contracts.errors import SettingsError
+from contracts.settings import Settings
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_HIDDEN = "[secret]"
+
+
+class _Formatter(logging.Formatter):
+    """One record as one line; secrets of the settings are blanked wherever they turn up."""
+
+    def __init__(self, secrets: list[str], as_json: bool) -> None:
+        super().__init__()
+        self._secrets, self._as_json = secrets, as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        trace = self.formatException(record.exc_info) if record.exc_info else None
+        if self._as_json:
+            body = {"time": stamp, "level": record.levelname, "logger": record.name, "message": record.getMessage(), **extra}
+            line = json.dumps(body | ({"trace": trace} if trace else {}), default=str, ensure_ascii=False)
+        else:
+            values = "".join(f" {name}={value}" for name, value in extra.items())
+            line = f"{stamp} {record.levelname:<7} {record.name}: {record.getMessage()}{values}" + (f"\n{trace}" if trace else "")
+        for secret in self._secrets:
+            line = line.replace(secret, _HIDDEN)
+        return line
+
+
+def set_up_logging(settings: Settings, *, as_json: bool | None = None) -> None:
+    """Send the process's log records to stderr.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``log_level`` is read; secrets are read so that they can be blanked.
+    as_json : bool, optional
+        JSON lines; by default wherever stderr is no terminal.
+
+    Raises
+    ------
+    SettingsError
+        ``log_level`` is none of DEBUG, INFO, WARNING and ERROR.
+    """
+    level = settings.log_level.upper()
+    if level not in _LEVELS:
+        raise SettingsError("setting log_level is not known", hint=f"set HEADWATER_LOG_LEVEL to one of {', '.join(_LEVELS)}")
+    secrets = [secret for secret in (settings.store_secret_key.get_secret_value(), settings.kafka_password.get_secret_value()) if secret]
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(secrets, not sys.stderr.isatty() if as_json is None else as_json))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
