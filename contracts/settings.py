@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     embed_batch_items: int = Field(32, ge=1, description="most pictures or texts in one call of the encoder")
     embed_queue_bytes: int = Field(128 * MEBIBYTE, ge=MEBIBYTE, description="fetched bytes that may wait; beyond, fetching pauses")
     embed_decode_threads: int = Field(2, ge=1, description="threads that decode pictures")
-    embed_torch_threads: int = Field(0, ge=0, description="threads of the encoder; 0 is one per core")
+    embed_torch_threads: int = Field(0, ge=0, description="threads of the encoder; 0 is half of the cores, at least one")
     embed_watchdog_seconds: float = Field(5.0, gt=0, description="how often the worker checks that the log holds what it wrote")
     max_picture_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest encoded picture that is decoded")
     max_picture_pixels: int = Field(89_478_485, gt=0, description="most pixels that a picture's header may name")

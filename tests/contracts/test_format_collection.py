@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from format_samples import ULID_A, collection, field, index
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from contracts.collection import CollectionRecord, NameRecord, dead_letter_topic, media_topic, own_vector_space, vectors_topic
 from contracts.errors import CorruptError
+from tests.contracts.format_samples import ULID_A, collection, field, index
 
 RECORD = collection(field("image"), field("text", 3, "float32", "dot"), attributes={"kind": "keyword", "spots": "geo[]"}, retention_seconds=60)
 NAME = NameRecord(version=2, name="photos", incarnation=ULID_A)

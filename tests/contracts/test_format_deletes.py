@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
-from format_samples import ulids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap
@@ -13,6 +12,7 @@ from contracts.deletes import DeleteDelta, Tombstone, decode_delete_delta, encod
 from contracts.errors import CorruptError
 from contracts.footer_file import FooterFile, write_footer_file
 from contracts.item import version_order
+from tests.contracts.format_samples import ulids
 
 bitmaps = st.dictionaries(ulids, st.sets(st.integers(0, 2**32 - 1), max_size=10).map(BitMap), max_size=3)
 tombstones = st.builds(

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import pytest
-from format_samples import ULID_A, ULID_B
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from contracts.errors import CorruptError
 from contracts.manifest import Checkpoint, Epochs, LedgerEntry, Manifest, ObjectEntry, ReadManifest, SegmentEntry, object_version
 from contracts.object_keys import CollectionKeys
+from tests.contracts.format_samples import ULID_A, ULID_B
 
 KEYS = CollectionKeys("photos", ULID_A).index("main").partition(3)
 

@@ -8,13 +8,13 @@ import json
 from typing import Any
 
 import pytest
-from format_samples import collection, field, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import REJECT_REASONS
 from contracts.log import Headers, LogRecord
 from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_record
+from tests.contracts.format_samples import collection, field, record
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
 LIMITS = RecordLimits(max_text_bytes=100, max_rows=50)

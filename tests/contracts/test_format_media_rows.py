@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from format_samples import collection, field, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import REJECT_REASONS
 from contracts.media_record import ARROW_TYPE, MediaItem, RecordLimits, RejectedItem, read_media_record
+from tests.contracts.format_samples import collection, field, record
 
 LIMITS = RecordLimits(max_text_bytes=20, max_rows=6)
 COSINE = collection(field("image", 2, "float16"), attributes={"price": "float"})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from format_samples import ULID_A, epochs, names, partitions, sha256s, ulids, versions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import SettingsError
 from contracts.object_keys import MAX_KEY_BYTES, PATTERNS, CollectionKeys, name_key, parse_key, validate_key, validate_name
+from tests.contracts.format_samples import ULID_A, epochs, names, partitions, sha256s, ulids, versions
 
 HOSTILE_KEYS = [
     "",

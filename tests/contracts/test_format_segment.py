@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from format_samples import field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from contracts.errors import CorruptError
 from contracts.footer_file import FooterFile, write_footer_file
 from contracts.item import IdIndex, id_hash, id_hashes, version_order
 from contracts.segment import read_field_part, read_rows_part, rows_schema, write_field_part, write_rows_part
+from tests.contracts.format_samples import field
 
 ids = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10), unique=True, max_size=30)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from format_samples import field, index
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from contracts.vectors_batch import (
     read_headers,
     vector_matrix,
 )
+from tests.contracts.format_samples import field, index
 
 ATTRIBUTES = {"kind": "keyword", "price": "float", "tags": "keyword[]"}
 INDEX = index(field("image", 4, "float16"), field("text", 3, "float32", "euclid"))
