@@ -45,7 +45,7 @@ def open_engines(settings: Settings) -> Iterator[Engines]:
         yield Engines(settings, log, store, metrics)
 
 
-def encoder_fields(encoder: str, sources: Sequence[str], settings: Settings) -> list[FieldRecord]:
+def encoder_fields(encoder: str, sources: Sequence[str]) -> list[FieldRecord]:
     """Fields of one encoder, named by what is embedded.
 
     Parameters
@@ -54,8 +54,6 @@ def encoder_fields(encoder: str, sources: Sequence[str], settings: Settings) -> 
         Name of an encoder, such as ``lite``.
     sources : Sequence of str
         Out of ``image``, ``text``, ``fused``.
-    settings : Settings
-        The encoder's settings.
 
     Raises
     ------

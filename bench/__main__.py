@@ -1,0 +1,92 @@
+"""`python -m bench [WORKLOAD ...] [--quick] [--out FOLDER]`: measure, write bench.json and bench.png, print a table.
+
+Takes: names of workloads. Gives: files, a table, an exit code: 0 measured, 1 a workload could not be measured, 2 wrong arguments.
+Owns: the list of workloads. Never: fails because of a timing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bench.frame import Bench, Outcome, Workload
+from bench.machine import ROOT, facts
+from bench.picture import draw, readable
+from bench.results import FILE_NAME, MACHINE, measures, write_results
+from bench.w4_time_to_searchable import TimeToSearchable
+from contracts.errors import HeadwaterError
+
+SEED = 20261123
+PICTURE_NAME = "bench.png"
+
+
+def workloads() -> dict[str, Workload]:
+    """All workloads, by name."""
+    made: list[Workload] = [TimeToSearchable()]
+    return {workload.name: workload for workload in made}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks; returns the exit code."""
+    known = workloads()
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Headwater; docs/benchmarks.md says what each workload means.")
+    parser.add_argument("workload", nargs="*", help=f"of {', '.join(known)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="few repetitions: rough figures in about a minute")
+    parser.add_argument("--out", type=Path, default=ROOT / "results", metavar="FOLDER", help="folder of bench.json and bench.png (default: results)")
+    asked = parser.parse_args(arguments)
+    names = list(dict.fromkeys(asked.workload)) or list(known)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown workload {', '.join(unknown)}; choose from {', '.join(known)}")
+    console = Console(stderr=True)
+    machine = facts() | {"quick": asked.quick}
+    outcomes, failures = _measure([known[name] for name in names], asked.quick, console)
+    if outcomes:
+        document = write_results(asked.out, machine, outcomes)
+        _report(document, known, asked.out)
+    for name, error in failures.items():
+        console.print(f"{name} could not be measured: {error.message}\nhint: {error.hint}", style="red", markup=False)
+    return 1 if failures else 0
+
+
+def _measure(chosen: Sequence[Workload], quick: bool, console: Console) -> tuple[dict[str, Outcome], dict[str, HeadwaterError]]:
+    outcomes: dict[str, Outcome] = {}
+    failures: dict[str, HeadwaterError] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bench = Bench(quick, SEED, progress)
+        for workload in chosen:
+            try:
+                outcomes[workload.name] = workload.run(bench)
+            except HeadwaterError as error:
+                failures[workload.name] = error
+    return outcomes, failures
+
+
+def _report(document: Mapping[str, Any], known: Mapping[str, Workload], folder: Path) -> None:
+    found = measures(document)
+    goals = {name: workload.goals for name, workload in known.items()}
+    machine = document[MACHINE]
+    changed = ", uncommitted changes" if machine["has_uncommitted_changes"] else ""
+    rough = ", quick" if machine["quick"] else ""
+    caption = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, commit {machine['commit'][:10]}{changed}{rough}"
+    draw(found, goals, {name: workload.title for name, workload in known.items()}, caption, folder / PICTURE_NAME)
+    table = Table("workload", "mode", "value", "95 % interval", "n", "goal")
+    for name, modes in found.items():
+        for mode, measure in modes.items():
+            goal = goals.get(name, {}).get(mode)
+            told = "" if goal is None else f"{'<' if goal.smaller_is_better else '>'} {goal.limit:g}: {'met' if goal.is_met(measure) else 'missed'}"
+            table.add_row(name, mode, readable(measure), f"{measure.low:.4g} .. {measure.high:.4g}", str(measure.n), told)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    console.print(caption, f"wrote {folder / FILE_NAME} and {folder / PICTURE_NAME}", sep="\n", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""A collection on this node: all partitions of its active index, their threads, and how fresh they are.
+
+Takes: engines, a collection record. Gives: `CollectionSnapshot`, pinned per query. Owns: the tail reader and the manifest follower.
+Never: answers for a collection whose stored identity is not the log's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from contracts.collection import CollectionRecord, IndexRecord
+from contracts.engines import Engines
+from contracts.errors import HeadwaterError, UnavailableError
+from query.follow import ManifestFollower
+from query.hot_load import check_identity
+from query.partition import Partition
+from query.partition_view import PartitionView
+from query.parts import Part
+from query.staleness import Staleness
+from query.tail_reader import TailReader
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSnapshot:
+    """What one query sees: the views of all loaded partitions, taken once."""
+
+    record: CollectionRecord
+    index: IndexRecord
+    views: Mapping[int, PartitionView]
+    taken_at_us: int
+
+    @property
+    def parts(self) -> Iterator[tuple[int, Part]]:
+        """Every part with its partition."""
+        for partition, view in self.views.items():
+            for part in view.parts:
+                yield partition, part
+
+    @property
+    def expired_before_us(self) -> int | None:
+        """Rows with an event time at or before this have expired; None where nothing does."""
+        retention = self.record.retention_seconds
+        return None if retention is None else self.taken_at_us - retention * 1_000_000
+
+    @property
+    def expected(self) -> dict[int, int]:
+        """Next media offset of each loaded partition."""
+        return {partition: view.expected for partition, view in self.views.items()}
+
+    @property
+    def coverage(self) -> float:
+        """Share of the partitions that are loaded."""
+        return len(self.views) / self.record.partitions
+
+
+class CollectionView:
+    """The live state of one incarnation of a collection, at one version of its record.
+
+    Parameters
+    ----------
+    engines : Engines
+        Log, store, settings, metrics, clock.
+    record : CollectionRecord
+        The collection; its active index is served.
+    """
+
+    def __init__(self, engines: Engines, record: CollectionRecord) -> None:
+        self.record, self.index = record, record.index()
+        self._engines = engines
+        self._partitions = {number: Partition(record, self.index, number) for number in range(record.partitions)}
+        self._staleness = Staleness()
+        self._tail = TailReader(engines, record, self.index, self._partitions, self._notice)
+        self._follower = ManifestFollower(engines, record, self.index, self._partitions, self._tail.start_partition)
+        self._started = False
+        self._error: HeadwaterError | None = None
+
+    def _notice(self, partition: int, version: int) -> None:
+        self._follower.notice(partition, version)
+
+    def start(self) -> None:
+        """Check identities and start loading; called again, it tries again where identities did not match."""
+        if self._started:
+            return
+        try:
+            check_identity(self._engines.log, self.record, self.index)
+        except HeadwaterError as error:
+            if self._error is None or str(self._error) != str(error):
+                logger.error("a collection cannot be served: %s", error, extra={"collection": self.record.name})
+            self._error = error
+            return
+        self._error, self._started = None, True
+        self._tail.start()
+        self._follower.start()
+
+    def stop(self) -> None:
+        """End the threads; views that queries hold stay good."""
+        seconds = self._engines.settings.stop_seconds
+        self._follower.stop(seconds)
+        self._tail.stop(seconds)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every partition is loaded."""
+        return self._started and all(partition.view is not None for partition in self._partitions.values())
+
+    def state(self) -> dict[str, object]:
+        """What `/readyz` and `GET /collections/{c}` say: readiness, coverage, and what stands in the way."""
+        loaded = sum(partition.view is not None for partition in self._partitions.values())
+        errors = {str(number): text for number, text in sorted(self._follower.errors.items())}
+        if self._error is not None:
+            errors["collection"] = str(self._error)
+        return {"ready": self.ready, "coverage": loaded / len(self._partitions), "errors": errors}
+
+    def snapshot(self) -> CollectionSnapshot:
+        """Pin the newest views.
+
+        Raises
+        ------
+        UnavailableError
+            Identities do not match, or no partition is loaded yet.
+        """
+        if self._error is not None:
+            raise UnavailableError(self._error.message, hint=self._error.hint, code=self._error.error_code)
+        views = {number: view for number, partition in self._partitions.items() if (view := partition.view) is not None}
+        if not views:
+            raise UnavailableError(f"collection {self.record.name!r} is being loaded", hint="try again in a moment", code="collection_loading")
+        return CollectionSnapshot(self.record, self.index, views, int(self._engines.clock.now_seconds() * 1_000_000))
+
+    def staleness_seconds(self, snapshot: CollectionSnapshot) -> float:
+        """How far a snapshot is behind the media log's head."""
+        return self._staleness.seconds(snapshot.expected, self._engines.clock.monotonic_seconds())
+
+    def freshness(self, snapshot: CollectionSnapshot) -> dict[str, object]:
+        """The `freshness` object of an answer; its `offsets` can be handed back as `min_offsets`."""
+        topic = self.record.source_topic
+        return {
+            "versions": {str(partition): view.loaded.version for partition, view in snapshot.views.items()},
+            "offsets": {f"{topic}/{partition}": offset for partition, offset in snapshot.expected.items()},
+            "staleness_ms": round(self.staleness_seconds(snapshot) * 1000, 1),
+            "coverage": snapshot.coverage,
+        }
+
+    def observe(self) -> None:
+        """Look at the media log's heads and set the gauges; about once a second.
+
+        Raises
+        ------
+        UnavailableError
+            The log does not answer.
+        """
+        if not self._started:
+            return
+        heads = {partition: held.next_offset for partition, held in self._engines.log.bounds(self.record.source_topic).items()}
+        now = self._engines.clock.monotonic_seconds()
+        self._staleness.observe(heads, now)
+        try:
+            snapshot = self.snapshot()
+        except UnavailableError:
+            return
+        expected = snapshot.expected
+        self._staleness.forget(expected)
+        self._set_gauges(snapshot, self._staleness.seconds(expected, now), self._staleness.lag(expected))
+
+    def _set_gauges(self, snapshot: CollectionSnapshot, staleness_seconds: float, lag: Mapping[int, int]) -> None:
+        metrics, name = self._engines.metrics, self.record.name
+        metrics.staleness.labels(name).set(staleness_seconds)
+        for partition, records in lag.items():
+            metrics.lag_records.labels(name, "query", str(partition)).set(records)
+        views = snapshot.views.values()
+        segments = [segment for view in views for segment in view.loaded.segments.values()]
+        tails = [view.tail for view in views]
+        metrics.tail_rows.labels(name).set(sum(int(tail.live.sum()) for tail in tails))
+        metrics.segments.labels(name, "loaded").set(len(segments))
+        metrics.index_bytes.labels(name, "sealed").set(sum(segment.size_bytes for segment in segments))
+        metrics.index_bytes.labels(name, "tail").set(sum(column.matrix.nbytes for tail in tails for column in tail.vectors.values()))

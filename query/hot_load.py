@@ -1,0 +1,142 @@
+"""Loading: from a manifest's entries to segments, deltas and live masks in memory.
+
+Takes: the newest manifest, what is loaded already. Gives: a `LoadedManifest`, or an error and nothing. Owns: reuse of what did not change.
+Never: touches what queries read; `Partition.swap` does that once everything is here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.catalog.manifests import ManifestChain
+from contracts.collection import CollectionRecord, IndexRecord
+from contracts.errors import SnapshotError, UnavailableError
+from contracts.log import Log
+from contracts.manifest import Manifest, ReadManifest
+from contracts.object_keys import CollectionKeys
+from contracts.store import ObjectStore
+from query.partition_view import LoadedManifest
+from query.segments import LoadedDelta, LoadedSegment, load_delta, load_segment
+
+SNAPSHOT_ATTEMPTS = 5
+"""A manifest's objects can be compacted away while they are read; the newest manifest then has others."""
+
+
+class PartitionLoader:
+    """Follows one partition's manifest chain and loads what it names.
+
+    Parameters
+    ----------
+    store : ObjectStore
+        Where manifests and segments lie.
+    record, index
+        The collection and the index that is served.
+    number : int
+        The partition.
+    """
+
+    def __init__(self, store: ObjectStore, record: CollectionRecord, index: IndexRecord, number: int) -> None:
+        self._store, self._record, self._index = store, record, index
+        keys = CollectionKeys(record.name, record.incarnation).index(index.name).partition(number)
+        self._chain = ManifestChain(store, keys)
+
+    def load(self, current: LoadedManifest | None) -> LoadedManifest | None:
+        """Load the newest manifest; None when `current` is the newest.
+
+        Raises
+        ------
+        UnavailableError
+            There is no manifest yet, or the store does not answer.
+        SnapshotError
+            Objects went away again and again while they were read.
+        CorruptError
+            Bytes are not what the manifest says; nothing of it is served.
+        """
+        for _ in range(SNAPSHOT_ATTEMPTS):
+            try:
+                read = self._newest(current)
+                if current is not None and read.manifest.version <= current.version:
+                    return None
+                return self._load(read, current)
+            except SnapshotError as error:
+                gone = error
+        raise gone
+
+    def _newest(self, current: LoadedManifest | None) -> ReadManifest:
+        if current is not None:
+            try:
+                return self._chain.follow(current.read)
+            except SnapshotError:
+                pass  # our version was collected: only a listing tells what came after
+        read = self._chain.head()
+        if read is None:
+            raise UnavailableError(
+                f"collection {self._record.name}: partition {self._chain.keys.partition} has no manifest yet", hint="wait; its creation is under way"
+            )
+        return read
+
+    def _load(self, read: ReadManifest, current: LoadedManifest | None) -> LoadedManifest:
+        manifest = read.manifest
+        have = {} if current is None else current.segments
+        segments = {
+            entry.segment_id: have.get(entry.segment_id) or load_segment(self._store, entry, self._index, self._record.attributes)
+            for entry in manifest.segments
+        }
+        known = {} if current is None else current.deltas
+        deltas = {entry.key: known.get(entry.key) or load_delta(self._store, entry) for entry in manifest.deletes}
+        return LoadedManifest(read, segments, deltas, _live_rows(segments, deltas, current))
+
+
+def _live_rows(segments: dict[str, LoadedSegment], deltas: dict[str, LoadedDelta], current: LoadedManifest | None) -> dict[str, NDArray[np.bool_]]:
+    """Live rows per segment. A deleted row stays deleted, so a segment that was loaded needs the new deltas only."""
+    before = {} if current is None else current.live
+    new = [delta for key, delta in deltas.items() if current is None or key not in current.deltas]
+    out: dict[str, NDArray[np.bool_]] = {}
+    for name, segment in segments.items():
+        apply = new if name in before else list(deltas.values())
+        live = before[name].copy() if name in before else np.ones(segment.rows, np.bool_)
+        for delta in apply:
+            gone = delta.rows.get(name)
+            if gone is not None:
+                live[gone[gone < segment.rows]] = False
+        out[name] = live
+    return out
+
+
+def check_identity(log: Log, record: CollectionRecord, index: IndexRecord) -> None:
+    """Compare the collection with the log it is about.
+
+    Raises
+    ------
+    UnavailableError
+        ``identity_mismatch``: another cluster, or a topic that was deleted and made again.
+    """
+    found = log.cluster_id()
+    if found != record.cluster_id:
+        raise _mismatch(record, f"it belongs to log cluster {record.cluster_id}, this one is {found}")
+    for topic, wanted in ((record.source_topic, record.source_topic_id), (index.vectors_topic, index.vectors_topic_id)):
+        info = log.describe_topic(topic)
+        if info is None:
+            raise _mismatch(record, f"topic {topic} does not exist")
+        if info.topic_id != wanted:
+            raise _mismatch(record, f"topic {topic} was deleted and made again")
+        if info.partitions != record.partitions:
+            raise _mismatch(record, f"topic {topic} has {info.partitions} partitions, the collection {record.partitions}")
+
+
+def check_manifest(manifest: Manifest, record: CollectionRecord, index: IndexRecord) -> None:
+    """Compare a manifest's identities with the collection's; raises as `check_identity`."""
+    said = (manifest.incarnation, manifest.cluster_id, manifest.media_topic_id, manifest.vectors_topic_id, manifest.index)
+    if said != (record.incarnation, record.cluster_id, record.source_topic_id, index.vectors_topic_id, index.name):
+        raise _mismatch(
+            record, f"manifest {manifest.version} of partition {manifest.partition} was written for another cluster, topic or incarnation"
+        )
+
+
+def _mismatch(record: CollectionRecord, what: str) -> UnavailableError:
+    return UnavailableError(
+        f"collection {record.name!r} cannot be served: {what}",
+        hint="check HEADWATER_LOG_URL and HEADWATER_STORE_URL; a collection is bound to the log that it was created with",
+        code="identity_mismatch",
+    )

@@ -1,0 +1,189 @@
+"""The routes of points: query, batch, scroll, count, and one point with its media, thumbnail and lineage.
+
+Takes: HTTP requests. Gives: Qdrant's envelope with `freshness` beside it. Owns: the way from a request to a search thread and back.
+Never: searches, encodes or decodes on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from contracts.engines import Engines
+from contracts.errors import HeadwaterError, SettingsError
+from query.collection_view import CollectionSnapshot, CollectionView
+from query.discovery import Collections
+from query.freshness import fresh_snapshot
+from query.http_errors import NO_SNIFF, of_error, status_of
+from query.http_models import Body, BodyType, Consistency, CountRequest, QueryBatchRequest, QueryRequest, ScrollRequest, read_body
+from query.pipeline import Answer, Pipeline
+
+MEDIA_HEADERS = NO_SNIFF | {
+    "content-security-policy": "default-src 'none'; sandbox",  # media come from strangers; opened as a page they may do nothing
+    "cache-control": "private, max-age=300",
+    "cross-origin-resource-policy": "same-origin",
+}
+PREFIX = "/collections/{collection}/points"
+Work = Callable[[CollectionSnapshot], Answer | Response]
+CollectionName = Annotated[str, Path(max_length=200)]
+
+
+class PointRoutes:
+    """Handlers of one app.
+
+    Parameters
+    ----------
+    engines : Engines
+        Settings and metrics.
+    collections : Collections
+        What is served.
+    pipeline : Pipeline
+        Answers requests.
+    pool : ThreadPoolExecutor
+        Threads that search, encode and read media.
+    """
+
+    def __init__(self, engines: Engines, collections: Collections, pipeline: Pipeline, pool: ThreadPoolExecutor) -> None:
+        self._engines, self._collections, self._pipeline, self._pool = engines, collections, pipeline, pool
+
+    def router(self) -> APIRouter:
+        """The routes, with their bodies described for OpenAPI."""
+        router = APIRouter(tags=["points"])
+        for path, handler, model in (
+            ("/query", self.query, QueryRequest),
+            ("/query/batch", self.batch, QueryBatchRequest),
+            ("/scroll", self.scroll, ScrollRequest),
+            ("/count", self.count, CountRequest),
+        ):
+            router.add_api_route(PREFIX + path, handler, methods=["POST"], openapi_extra=_body_of(model), response_class=Response)
+        for action in ("/media", "/thumbnail", "/lineage", ""):
+            router.add_api_route(
+                PREFIX + "/{item_id:path}" + action,
+                self.point,
+                methods=["GET"],
+                response_class=Response,
+                operation_id=f"point{action.replace('/', '_')}",
+            )
+        return router
+
+    async def query(self, request: Request, collection: CollectionName) -> Response:
+        """Find the points closest to a vector, an id, a text or a picture."""
+        return await self._read(request, collection, QueryRequest, lambda body: lambda pinned: self._pipeline.query(pinned, body))
+
+    async def batch(self, request: Request, collection: CollectionName) -> Response:
+        """Answer several queries from one snapshot."""
+
+        def work(body: QueryBatchRequest) -> Work:
+            def run(pinned: CollectionSnapshot) -> Answer:
+                answers = [self._pipeline.query(pinned, search) for search in body.searches]
+                usage = {"searched_rows": sum(answer.usage.get("searched_rows", 0) for answer in answers)}
+                return Answer([answer.result for answer in answers], usage)
+
+            return run
+
+        return await self._read(request, collection, QueryBatchRequest, work)
+
+    async def scroll(self, request: Request, collection: CollectionName) -> Response:
+        """List points page by page, every one exactly once."""
+        return await self._read(request, collection, ScrollRequest, lambda body: lambda pinned: self._pipeline.scroll(pinned, body))
+
+    async def count(self, request: Request, collection: CollectionName) -> Response:
+        """Count the points that pass a filter."""
+        return await self._read(request, collection, CountRequest, lambda body: lambda pinned: self._pipeline.count(pinned, body))
+
+    async def point(
+        self, request: Request, collection: CollectionName, size: Annotated[int, Query(description="longer side of a thumbnail, in pixels")] = 256
+    ) -> Response:
+        """One point; with `/media`, `/thumbnail` or `/lineage` behind its id, those. An id may hold slashes, plain or as %2F."""
+
+        async def work() -> tuple[Consistency, Work]:
+            item_id, action = point_path(request)
+            if action == "media":
+                return Consistency(), lambda pinned: _media(self._pipeline.media(pinned, item_id))
+            if action == "thumbnail":
+                return Consistency(), lambda pinned: _media(self._pipeline.thumbnail(pinned, item_id, size))
+            if action == "lineage":
+                return Consistency(), lambda pinned: self._pipeline.lineage(pinned, item_id)
+            return Consistency(), lambda pinned: self._pipeline.point(pinned, item_id)
+
+        return await self._answer(collection, work)
+
+    # ---- the common way -----------------------------------------------------------------------------------------
+    async def _read(self, request: Request, collection: str, model: type[BodyType], to_work: Callable[[BodyType], Work]) -> Response:
+        async def work() -> tuple[Consistency, Work]:
+            body = read_body(await request.body(), model, self._engines.settings.max_body_bytes)
+            consistency: Consistency = getattr(body, "consistency", Consistency())
+            return consistency, to_work(body)
+
+        return await self._answer(collection, work)
+
+    async def _answer(self, collection: str, prepare: Callable[[], Any]) -> Response:
+        started = perf_counter()
+        view: CollectionView | None = None
+        outcome = "error"
+        try:
+            view = self._collections.get(collection)
+            consistency, work = await prepare()
+            pinned = await fresh_snapshot(view, consistency)
+            response = await asyncio.get_running_loop().run_in_executor(self._pool, _run, view, pinned, work, started)
+            outcome = "ok"
+            return response
+        except HeadwaterError as error:
+            outcome = status_of(error)[1]
+            return of_error(error, started)
+        finally:
+            if view is not None:  # names that do not exist are no labels: anyone can make up more of them
+                self._engines.metrics.queries.labels(collection, outcome).inc()
+                self._engines.metrics.query.labels(collection, "total").observe(perf_counter() - started)
+
+
+def _run(view: CollectionView, pinned: CollectionSnapshot, work: Work, started: float) -> Response:
+    """On a search thread: do the work and write the JSON."""
+    answer = work(pinned)
+    if isinstance(answer, Response):
+        return answer
+    body: dict[str, Any] = {"result": answer.result, "status": "ok", "time": round(perf_counter() - started, 6)}
+    if answer.usage:
+        body["usage"] = answer.usage
+    body["freshness"] = view.freshness(pinned)
+    data = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+    return Response(data, 200, NO_SNIFF, "application/json")
+
+
+def _media(media: Any) -> Response:
+    return Response(media.data, 200, MEDIA_HEADERS, media.content_type)
+
+
+def point_path(request: Request) -> tuple[str, str]:
+    """The id and the action that a path names.
+
+    The raw path decides: ``a%2Fmedia`` is the id ``a/media``, while ``a/media`` is the media of ``a``.
+
+    Raises
+    ------
+    SettingsError
+        ``invalid_id``: the id is empty or not UTF-8.
+    """
+    raw: bytes = request.scope["raw_path"].split(b"?", 1)[0]
+    rest = raw.split(b"/points/", 1)[1]
+    name, _, last = rest.rpartition(b"/")
+    action = last.decode("ascii", "replace") if name and last in (b"media", b"thumbnail", b"lineage") else ""
+    try:
+        item_id = unquote((name if action else rest).decode("ascii"), errors="strict")
+    except UnicodeDecodeError:
+        item_id = ""
+    if not item_id:
+        raise SettingsError("the id in the path is empty or not UTF-8", hint="percent-encode the id", code="invalid_id")
+    return item_id, action
+
+
+def _body_of(model: type[Body]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

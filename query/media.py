@@ -1,0 +1,127 @@
+"""Media and thumbnails of points, read back from the log by lineage.
+
+Takes: a row's place. Gives: bytes and a content type that is safe to serve. Owns: a cache bounded by bytes.
+Never: serves bytes that differ from the hash that was stored with the row, or a content type that a browser would run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from contracts.collection import CollectionRecord
+from contracts.engines import Engines
+from contracts.errors import NotFoundError, RecordError, SettingsError
+from contracts.media_record import PICTURE_TYPES, MediaItem, RecordLimits, read_media_record
+from embedding.pictures import PictureLimits, sniff_format, thumbnail
+from query.collection_view import CollectionSnapshot
+from query.search import RowRef
+
+CACHE_BYTES = 64 * 1024 * 1024
+THUMBNAIL_TYPE = "image/jpeg"
+_TYPE_OF_FORMAT = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp", "BMP": "image/bmp", "TIFF": "image/tiff"}
+
+Place = tuple[str, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Bytes with a content type out of our own list."""
+
+    data: bytes
+    content_type: str
+
+
+class MediaReader:
+    """Reads media by lineage, with a least-recently-used cache of pictures and thumbnails.
+
+    Parameters
+    ----------
+    engines : Engines
+        Log and limits.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._limits = PictureLimits.from_settings(engines.settings)
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[tuple[Place, int], Media] = OrderedDict()
+        self._cached_bytes = 0
+
+    def media(self, snapshot: CollectionSnapshot, ref: RowRef) -> Media:
+        """The picture or text that a row was made of.
+
+        Raises
+        ------
+        NotFoundError
+            ``media_not_found``: the log no longer holds the record, or the row never had media.
+        """
+        place = _place(snapshot, ref)
+        cached = self._get((place, 0))
+        if cached is not None:
+            return cached
+        found = self._read(snapshot.record, place, ref)
+        self._put((place, 0), found)
+        return found
+
+    def thumbnail(self, snapshot: CollectionSnapshot, ref: RowRef, size_pixels: int) -> Media:
+        """A JPEG whose longer side has at most `size_pixels`; raises as `media`, and SettingsError for a size out of range."""
+        place = _place(snapshot, ref)
+        if not 1 <= size_pixels <= 4096:
+            raise SettingsError(f"a thumbnail of {size_pixels} pixels cannot be made", hint="ask for 1 to 4096", code="invalid_size")
+        cached = self._get((place, size_pixels))
+        if cached is not None:
+            return cached
+        full = self.media(snapshot, ref)
+        if not full.content_type.startswith("image/"):
+            raise _missing("the point has no picture")
+        try:
+            made = Media(thumbnail(full.data, size_pixels, self._limits), THUMBNAIL_TYPE)
+        except RecordError as error:
+            raise _missing(f"the picture cannot be shown: {error.message}") from error
+        self._put((place, size_pixels), made)
+        return made
+
+    def _read(self, record: CollectionRecord, place: Place, ref: RowRef) -> Media:
+        stored = self._engines.log.read_at(record.source_topic, place[1], place[2])
+        if stored is None:
+            raise _missing("the media log no longer holds the record")
+        items = read_media_record(stored, record, RecordLimits(max_text_bytes=self._engines.settings.max_text_bytes))
+        found = next((item for item in items if isinstance(item, MediaItem) and item.item == place[3]), None)
+        if found is None or found.is_delete:
+            raise _missing("the record holds no media")
+        if found.media_sha256 != ref.part.value(ref.row, "media_sha256"):
+            raise _missing("the record's bytes are not those that were indexed")
+        if found.picture is not None:
+            kind = _TYPE_OF_FORMAT.get(sniff_format(found.picture) or "")
+            return Media(found.picture, kind if kind in PICTURE_TYPES else "application/octet-stream")
+        if found.text is not None:
+            return Media(found.text.encode(), "text/plain; charset=utf-8")
+        raise _missing("the point has vectors only")
+
+    def _get(self, key: tuple[Place, int]) -> Media | None:
+        with self._lock:
+            found = self._cache.get(key)
+            if found is not None:
+                self._cache.move_to_end(key)
+            return found
+
+    def _put(self, key: tuple[Place, int], media: Media) -> None:
+        with self._lock:
+            if key in self._cache or len(media.data) > CACHE_BYTES // 4:
+                return
+            self._cache[key] = media
+            self._cached_bytes += len(media.data)
+            while self._cached_bytes > CACHE_BYTES:
+                _, gone = self._cache.popitem(last=False)
+                self._cached_bytes -= len(gone.data)
+
+
+def _place(snapshot: CollectionSnapshot, ref: RowRef) -> Place:
+    topic_id = snapshot.record.source_topic_id
+    return topic_id, ref.partition, int(ref.part.columns.offsets[ref.row]), int(ref.part.columns.items[ref.row])
+
+
+def _missing(what: str) -> NotFoundError:
+    return NotFoundError(what, hint="GET .../lineage says where it came from", code="media_not_found")

@@ -1,0 +1,168 @@
+"""One partition of one index on this node: the only place where its view changes.
+
+Two writers meet here under one lock: the tail reader brings records, the hot loader brings manifests. Both end by publishing a new view. The rules
+are the protocol model's (`node` in its specification): new segments are loaded before the tail is cut; at a swap, expected offset and
+vectors position become the maximum of both; tail rows and tail deletes mask rows of all segments, later ones too.
+
+Takes: records, loaded manifests. Gives: the newest `PartitionView`. Owns: chain, tail and masks. Never: waits for I/O under its lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.chain import BatchSpan, Chain
+from contracts.collection import CollectionRecord, IndexRecord
+from contracts.errors import CorruptError
+from contracts.item import VersionOrder, id_hashes
+from contracts.log import LogRecord
+from contracts.segment import rows_schema
+from contracts.vectors_batch import CommitNotice, batch_schema, decode_batch, read_headers
+from query.partition_view import LoadedManifest, PartitionView
+from query.tail import Entry, Tail, newest_time_us
+
+
+class Partition:
+    """The changing state behind a partition's views.
+
+    Parameters
+    ----------
+    record : CollectionRecord
+        Names incarnation, media topic and attributes.
+    index : IndexRecord
+        The index that is served.
+    number : int
+        The partition.
+    """
+
+    def __init__(self, record: CollectionRecord, index: IndexRecord, number: int) -> None:
+        self.number = number
+        self._record = record
+        self._schema = batch_schema(index, record.attributes)
+        self._lock = threading.Lock()
+        self._chain = Chain(record.incarnation, record.source_topic_id, 0)
+        self._tail = Tail(index, rows_schema(record.attributes))
+        self._vectors_offset = 0
+        self._loaded: LoadedManifest | None = None
+        self._live: dict[str, NDArray[np.bool_]] = {}
+        self._view: PartitionView | None = None
+
+    @property
+    def view(self) -> PartitionView | None:
+        """The newest view; None until a manifest is loaded. Reading it pins it."""
+        return self._view
+
+    @property
+    def vectors_offset(self) -> int:
+        """Offset of the next record of the vectors topic that may count."""
+        return self._vectors_offset
+
+    # ---- the tail reader's arrow --------------------------------------------------------------------------------
+    def take_record(self, record: LogRecord) -> CommitNotice | list[int] | None:
+        """Apply the next record of the vectors topic.
+
+        Returns
+        -------
+        CommitNotice, list of int, or None
+            A notice of our incarnation; or the produce times (microseconds) of the rows that a batch made searchable, perhaps none;
+            None for a record that does not count.
+
+        Raises
+        ------
+        CorruptError
+            The record is damaged; the state is as before, and the record comes again after a seek.
+        """
+        if record.offset < self._vectors_offset:  # behind a checkpoint that a manifest brought: must not meet the newer `expected`
+            return None
+        span = read_headers(record)
+        if isinstance(span, CommitNotice):
+            with self._lock:
+                self._vectors_offset = max(self._vectors_offset, record.offset + 1)
+            return span if span.incarnation == self._record.incarnation else None
+        return self._take_batch(record, span)
+
+    def _take_batch(self, record: LogRecord, span: BatchSpan) -> list[int] | None:
+        # decoded before the lock is taken, so that a swap need not wait; the rule itself is applied under it
+        batch = decode_batch(record, self._schema) if self._covers(span) else None
+        with self._lock:
+            if record.offset < self._vectors_offset or self._loaded is None:
+                return None
+            before = self._chain.expected
+            accepted = self._chain.accept(span)
+            if accepted is not None:
+                try:
+                    batch = decode_batch(record, self._schema) if batch is None else batch
+                    changed = self._tail.apply(batch, accepted, self._loses, f"{record.topic}/{record.partition}/{record.offset}")
+                except CorruptError:
+                    self._chain.expected = before
+                    raise
+                self._mask(changed)
+            self._vectors_offset = record.offset + 1
+            if accepted is None or batch is None:
+                return None
+            self._publish()
+        return newest_time_us(batch, "produced_at")
+
+    def _covers(self, span: BatchSpan) -> bool:
+        return (span.incarnation, span.topic_id) == (self._chain.incarnation, self._chain.topic_id) and (
+            span.start_offset <= self._chain.expected < span.next_offset
+        )
+
+    def _loses(self, item_id: str, order: VersionOrder) -> bool:
+        """Whether a replayed version is older than a stored row or a tombstone of its id (also where the row is dead: deletes stay)."""
+        assert self._loaded is not None, "take_record looked"
+        tombstones = (delta.tombstones.get(item_id) for delta in self._loaded.deltas.values())
+        if any(tombstone is not None and tombstone > order for tombstone in tombstones):
+            return True
+        found = self._stored(id_hashes([item_id]))
+        return any(self._loaded.segments[name].part(self._live[name]).order(int(rows[0])) > order for name, rows in found if rows[0] >= 0)
+
+    def _stored(self, hashes: NDArray[np.uint64]) -> list[tuple[str, NDArray[np.int64]]]:
+        assert self._loaded is not None
+        return [(name, segment.ids.find(hashes)) for name, segment in self._loaded.segments.items()]
+
+    def _mask(self, changed: Sequence[tuple[str, Entry]]) -> None:
+        """Take away the older rows that segments hold of these ids; arrays that a view holds are copied first."""
+        assert self._loaded is not None
+        if not changed or not self._loaded.segments:
+            return
+        entries = [entry for _, entry in changed]
+        for name, rows in self._stored(self._tail.hashes(entries)):
+            hit = np.flatnonzero(rows >= 0)
+            hit = hit[self._live[name][rows[hit]]]
+            part = self._loaded.segments[name].part(self._live[name])
+            older = [at for at in hit if not entries[at].is_replay or part.order(int(rows[at])) < entries[at].order]
+            if older:
+                live = self._live[name].copy()
+                live[rows[older]] = False
+                self._live[name] = live
+
+    # ---- the hot loader's arrow ---------------------------------------------------------------------------------
+    def swap(self, loaded: LoadedManifest) -> int | None:
+        """Serve a newer manifest, whose segments are loaded, from now on.
+
+        Returns
+        -------
+        int or None
+            Vectors offset to which the tail reader must seek, where the manifest is ahead of it (or is the first).
+        """
+        checkpoint = loaded.read.manifest.checkpoint
+        with self._lock:
+            first = self._loaded is None
+            self._loaded = loaded
+            self._tail = self._tail.trimmed(checkpoint.media_offset)
+            self._chain.expected = max(self._chain.expected, checkpoint.media_offset)
+            ahead = first or checkpoint.vectors_offset > self._vectors_offset
+            self._vectors_offset = max(self._vectors_offset, checkpoint.vectors_offset)
+            self._live = dict(loaded.live)
+            self._mask(list(self._tail.newest.items()))
+            self._publish()
+            return self._vectors_offset if ahead else None
+
+    def _publish(self) -> None:
+        assert self._loaded is not None
+        self._view = PartitionView(self.number, self._loaded, dict(self._live), self._tail.part(), self._chain.expected)

@@ -1,0 +1,167 @@
+"""A query's way through this service; read first: one function per arrow.
+
+    vectors topic -> TailReader -> Partition.take_record -.
+    manifest      -> ManifestFollower -> Partition.swap ---+-> PartitionView
+                                                           |
+    request -> pin -> to_search -> search -> show -> answer (this file)
+
+Takes: a collection's live view, a checked request. Gives: results in Qdrant's shapes with the freshness of the pinned snapshot.
+Owns: the order of the steps, and their times. Never: waits, or knows HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from contracts.engines import Engines
+from contracts.errors import NotFoundError, SettingsError
+from query import search as plan
+from query.collection_view import CollectionSnapshot
+from query.filters import parse_filter
+from query.hits import Shown, lineage_of, show_point
+from query.http_models import CountRequest, QueryRequest, ScrollRequest, Selection
+from query.media import Media, MediaReader
+from query.query_vectors import ByMedia, ByVector, QueryEncoders, Wanted, checked_vector, choose_field, in_metric, parse_query
+from query.search import RowRef, ScrollPlace, VectorSearch
+
+
+@dataclass(slots=True)
+class Answer:
+    """A result, and what it cost."""
+
+    result: Any
+    usage: dict[str, int] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Answers requests from pinned snapshots; thread-safe.
+
+    Parameters
+    ----------
+    engines : Engines
+        Log (for media), settings, metrics, clock.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self.encoders = QueryEncoders(engines.settings)
+        self._media = MediaReader(engines)
+
+    # ---- points/query -------------------------------------------------------------------------------------------
+    def query(self, snapshot: CollectionSnapshot, request: QueryRequest) -> Answer:
+        """Closest points; without a query, points in the order of the media log.
+
+        Raises
+        ------
+        SettingsError
+            The request cannot be answered as it is.
+        NotFoundError
+            It names a field or a point that does not exist.
+        """
+        self._check_limit(request.limit)
+        wanted = parse_query(request.query)
+        if wanted is None:
+            return self._listed(snapshot, request)
+        searched = self.to_search(snapshot, wanted, request)
+        with self._timed(snapshot, "search"):
+            refs, compared = plan.search(snapshot, searched)
+        return Answer({"points": self.show(snapshot, refs, request, payload=False)}, {"searched_rows": compared})
+
+    def to_search(self, snapshot: CollectionSnapshot, wanted: Wanted, request: QueryRequest) -> VectorSearch:
+        """From what is asked for to a vector in one field."""
+        searched = choose_field(snapshot.index, request.using)
+        without: RowRef | None = None
+        with self._timed(snapshot, "embed"):
+            if isinstance(wanted, ByVector):
+                vector = checked_vector(wanted.values, searched)
+            elif isinstance(wanted, ByMedia):
+                vector = self.encoders.encode(wanted, searched)
+            else:
+                without = find_point(snapshot, wanted.item_id)
+                stored = without.part.vectors[searched.name].vector(without.row)
+                if stored is None:
+                    raise SettingsError(f"the point has no vector in field {searched.name!r}", hint="name another field in `using`", code="no_vector")
+                vector = in_metric(stored, searched)
+        chosen = parse_filter(request.filter, snapshot.record.attributes)
+        return VectorSearch(searched, vector, request.limit, request.offset, chosen, request.score_threshold, without)
+
+    def _listed(self, snapshot: CollectionSnapshot, request: QueryRequest) -> Answer:
+        chosen = parse_filter(request.filter, snapshot.record.attributes)
+        with self._timed(snapshot, "scan"):
+            refs, _ = plan.scroll(snapshot, None, request.offset + request.limit, chosen)
+        scored = [RowRef(ref.partition, ref.part, ref.row, 0.0) for ref in refs[request.offset :]]  # Qdrant's scored points have a score
+        return Answer({"points": self.show(snapshot, scored, request, payload=False)})
+
+    def show(self, snapshot: CollectionSnapshot, refs: list[RowRef], request: Selection, payload: bool) -> list[dict[str, Any]]:
+        """From rows to points; `payload` says what is meant where the request does not."""
+        shown = Shown(payload if request.with_payload is None else request.with_payload, request.with_vector, request.with_lineage)
+        with self._timed(snapshot, "payload"):
+            return [show_point(snapshot, ref, shown) for ref in refs]
+
+    # ---- the other reads ----------------------------------------------------------------------------------------
+    def scroll(self, snapshot: CollectionSnapshot, request: ScrollRequest) -> Answer:
+        """A page of a full scan in (partition, offset, item) order; raises as `query`."""
+        self._check_limit(request.limit)
+        chosen = parse_filter(request.filter, snapshot.record.attributes)
+        try:
+            start = None if request.offset is None else ScrollPlace.parse(request.offset)
+        except ValueError as error:
+            raise SettingsError(f"offset: {error}", hint="pass on next_page_offset as it came", code="invalid_offset") from None
+        with self._timed(snapshot, "scan"):
+            refs, following = plan.scroll(snapshot, start, request.limit, chosen)
+        points = self.show(snapshot, refs, request, payload=True)
+        return Answer({"points": points, "next_page_offset": None if following is None else str(following)})
+
+    def count(self, snapshot: CollectionSnapshot, request: CountRequest) -> Answer:
+        """Number of points that pass the filter; raises as `query`."""
+        chosen = parse_filter(request.filter, snapshot.record.attributes)
+        with self._timed(snapshot, "scan"):
+            return Answer({"count": plan.count(snapshot, chosen)})
+
+    def point(self, snapshot: CollectionSnapshot, item_id: str) -> Answer:
+        """One point with payload and vectors; NotFoundError ``point_not_found``."""
+        return Answer(show_point(snapshot, find_point(snapshot, item_id), Shown(True, True)))
+
+    def lineage(self, snapshot: CollectionSnapshot, item_id: str) -> Answer:
+        """Where a point came from; NotFoundError ``point_not_found``."""
+        return Answer(lineage_of(snapshot, find_point(snapshot, item_id)))
+
+    def media(self, snapshot: CollectionSnapshot, item_id: str) -> Media:
+        """A point's media; NotFoundError ``point_not_found`` or ``media_not_found``."""
+        return self._media.media(snapshot, find_point(snapshot, item_id))
+
+    def thumbnail(self, snapshot: CollectionSnapshot, item_id: str, size_pixels: int) -> Media:
+        """A point's picture made small; raises as `media`."""
+        return self._media.thumbnail(snapshot, find_point(snapshot, item_id), size_pixels)
+
+    def _check_limit(self, limit: int) -> None:
+        most = self._engines.settings.max_limit
+        if limit > most:
+            raise SettingsError(f"limit {limit} is more than {most}", hint="ask for less, or scroll", code="limit_too_large")
+
+    @contextmanager
+    def _timed(self, snapshot: CollectionSnapshot, stage: str) -> Iterator[None]:
+        started = self._engines.clock.monotonic_seconds()
+        try:
+            yield
+        finally:
+            took = self._engines.clock.monotonic_seconds() - started
+            self._engines.metrics.query.labels(snapshot.record.name, stage).observe(took)
+
+
+def find_point(snapshot: CollectionSnapshot, item_id: str) -> RowRef:
+    """The live row of an id.
+
+    Raises
+    ------
+    NotFoundError
+        ``point_not_found``: there is none, or it has expired.
+    """
+    for partition, view in snapshot.views.items():
+        found = view.find(item_id)
+        if found is not None and found[0].eligible(snapshot.expired_before_us)[found[1]]:
+            return RowRef(partition, *found)
+    raise NotFoundError("no point has this id", hint="points appear once they are indexed; `freshness` says how far that is", code="point_not_found")

@@ -1,0 +1,56 @@
+"""How far answers are behind the media log: per partition, since when the log's head has been ahead of what is searchable.
+
+Takes: heads of the media topic, seen about once a second, and the offsets that views expect. Gives: seconds. Owns: the observations.
+Never: reads a record's time: a producer's clock may say anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+
+MAX_OBSERVATIONS = 4096
+"""Per partition; beyond, every second one is dropped, which makes the answer coarser and never smaller than what is kept first."""
+
+
+class Staleness:
+    """Observations of heads; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[int, deque[tuple[int, float]]] = {}
+
+    def observe(self, heads: Mapping[int, int], now_seconds: float) -> None:
+        """Note the next offset of each partition of the media topic, as seen at a monotonic time."""
+        with self._lock:
+            for partition, head in heads.items():
+                seen = self._seen.setdefault(partition, deque())
+                if not seen or head > seen[-1][0]:
+                    seen.append((head, now_seconds))
+                if len(seen) > MAX_OBSERVATIONS:
+                    self._seen[partition] = deque(list(seen)[::2])
+
+    def seconds(self, expected: Mapping[int, int], now_seconds: float) -> float:
+        """Longest time, over partitions, for which something has been in the media log that answers do not hold; 0 when caught up."""
+        worst = 0.0
+        with self._lock:
+            for partition, offset in expected.items():
+                for head, at in self._seen.get(partition, ()):
+                    if head > offset:
+                        worst = max(worst, now_seconds - at)
+                        break
+        return worst
+
+    def forget(self, expected: Mapping[int, int]) -> None:
+        """Drop observations that every later view has passed."""
+        with self._lock:
+            for partition, offset in expected.items():
+                seen = self._seen.get(partition)
+                while seen and len(seen) > 1 and seen[0][0] <= offset:
+                    seen.popleft()
+
+    def lag(self, expected: Mapping[int, int]) -> dict[int, int]:
+        """Records between what is searchable and the newest head that was seen, by partition."""
+        with self._lock:
+            return {partition: max(0, self._seen[partition][-1][0] - offset) for partition, offset in expected.items() if self._seen.get(partition)}

@@ -1,0 +1,242 @@
+"""The tail: accepted rows of the vectors topic that no loaded segment holds; searchable the moment they are read.
+
+Append-only columns: readers hold the first n rows of the arrays that they pinned, the writer writes beyond n and, when there is no room, into
+a larger copy. The mask of live rows is copied before a published row in it changes. Newest wins by `VersionOrder`; entries come in media order,
+so that only a replay (a row with an origin) can lose against what is here already.
+
+Takes: decoded batches, spans that the chain accepted. Gives: tail parts, the newest entry of each id. Owns: the tail's columns.
+Never: changes a row that was published, or knows segments (query/partition.py masks them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from contracts.chain import AcceptedSpan
+from contracts.collection import IndexRecord
+from contracts.errors import CorruptError
+from contracts.item import VersionOrder, id_hashes, version_order
+from contracts.vectors_batch import VECTOR_PREFIX, vector_matrix
+from query.parts import TAIL, Part, RowColumns, VectorColumn
+
+FIRST_ROWS = 1024
+NO_ROW = -1
+_IGNORED = frozenset(("reject", "gap", "lost"))
+_KNOWN = frozenset(("upsert", "delete")) | _IGNORED
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Newest version of an id in the tail: a row, or `NO_ROW` for a delete; `slot` is its place among the id hashes."""
+
+    order: VersionOrder
+    row: int
+    slot: int
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether it stands at an origin before its own position, so that older segments may hold something newer."""
+        return (self.order.effective_offset, self.order.effective_item) != (self.order.own_offset, self.order.own_item)
+
+
+class Grown:
+    """An append-only array of at least one dimension; `view` of its first n rows stays as it is for ever."""
+
+    def __init__(self, width: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+        self._array = np.empty((FIRST_ROWS, *width), dtype)
+        self.rows = 0
+
+    def append(self, values: NDArray[np.generic]) -> None:
+        """Add rows; the array is copied to twice its size when there is no room."""
+        needed = self.rows + len(values)
+        if needed > len(self._array):
+            larger = np.empty((max(needed, 2 * len(self._array)), *self._array.shape[1:]), self._array.dtype)
+            larger[: self.rows] = self._array[: self.rows]
+            self._array = larger
+        self._array[self.rows : needed] = values
+        self.rows = needed
+
+    def view(self) -> NDArray[np.generic]:
+        """The rows so far, without copying."""
+        return self._array[: self.rows]
+
+    def unshare(self) -> None:
+        """Copy, so that rows may be changed without a reader of an earlier view seeing it."""
+        self._array = self._array.copy()
+
+
+class Tail:
+    """The growing tail of one partition; one writer at a time (the partition's lock).
+
+    Parameters
+    ----------
+    index : IndexRecord
+        Its fields are the vector columns.
+    rows_schema : pyarrow.Schema
+        Columns that are kept of a batch's rows.
+    """
+
+    def __init__(self, index: IndexRecord, rows_schema: pa.Schema) -> None:
+        self._index, self._schema = index, rows_schema
+        self.newest: dict[str, Entry] = {}
+        self._batches: list[pa.RecordBatch] = []
+        self._columns = {"offsets": _grown(np.int64), "items": _grown(np.int32), "event_time_us": _grown(np.int64)}
+        self._matrices = {field.name: _grown(np.float32, field.dimension) for field in index.fields}
+        self._present = {field.name: _grown(np.bool_) for field in index.fields}
+        self._live = _grown(np.bool_)
+        self._hashes = _grown(np.uint64, 2)
+        self._published = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows held, live or not."""
+        return self._live.rows
+
+    def apply(self, batch: pa.RecordBatch, span: AcceptedSpan, loses: Callable[[str, VersionOrder], bool], where: str) -> list[tuple[str, Entry]]:
+        """Take in the accepted rows of a batch.
+
+        Parameters
+        ----------
+        batch : pyarrow.RecordBatch
+            Of the index's batch schema, in (offset, item) order.
+        span : AcceptedSpan
+            Rows outside of it are dropped.
+        loses : callable
+            Asked of replays only: whether a segment or tombstone holds something newer than that version of that id.
+        where : str
+            Names the batch in errors.
+
+        Returns
+        -------
+        list of (str, Entry)
+            Ids with the entry that is newest now and was not before; older rows of segments are to be masked by them.
+
+        Raises
+        ------
+        CorruptError
+            An op that this version does not know, or an upsert or delete without an id.
+        """
+        batch = _accepted(batch, span)
+        ops = batch.column("op").to_pylist()
+        if not set(ops) <= _KNOWN:
+            raise CorruptError(
+                f"{where}: ops {sorted(set(ops) - _KNOWN)} are not known", hint="upgrade headwater on this machine", code="unknown_format"
+            )
+        ids = batch.column("id").to_pylist()
+        lineage = [batch.column(name).to_pylist() for name in ("offset", "item", "origin_offset", "origin_item")]
+        changed: dict[str, Entry] = {}
+        taken: list[int] = []
+        for at, op in enumerate(ops):
+            if op in _IGNORED:
+                continue
+            if ids[at] is None:
+                raise CorruptError(f"{where}: {op} without an id", hint="only headwater may write to a vectors topic")
+            order = version_order(*(column[at] for column in lineage))
+            before = changed.get(ids[at]) or self.newest.get(ids[at])
+            is_replay = lineage[2][at] is not None
+            if (before is not None and before.order > order) or (is_replay and loses(ids[at], order)):
+                continue
+            row = NO_ROW
+            if op == "upsert":
+                row = self.rows + len(taken)
+                taken.append(at)
+            changed[ids[at]] = Entry(order, row, self._hashes.rows + len(changed) if ids[at] not in changed else changed[ids[at]].slot)
+        self._store(batch, taken, changed)
+        return list(changed.items())
+
+    def _store(self, batch: pa.RecordBatch, taken: Sequence[int], changed: dict[str, Entry]) -> None:
+        if not changed:
+            return
+        first = self.rows
+        if taken:
+            chosen = batch if len(taken) == batch.num_rows else batch.take(pa.array(taken, pa.int64()))
+            self._append_rows(chosen)
+        self._hashes.append(id_hashes(list(changed)))
+        live = np.zeros(len(taken), np.bool_)
+        live[[entry.row - first for entry in changed.values() if entry.row != NO_ROW]] = True
+        self._live.append(live)
+        replaced = [before.row for item_id in changed if (before := self.newest.get(item_id)) is not None and before.row != NO_ROW]
+        if replaced:
+            if min(replaced) < self._published:
+                self._live.unshare()
+            self._live.view()[replaced] = False
+        self.newest.update(changed)
+
+    def _append_rows(self, chosen: pa.RecordBatch) -> None:
+        rows = chosen.select(self._schema.names)
+        self._batches.append(rows)
+        while len(self._batches) > 1 and self._batches[-2].num_rows <= 2 * self._batches[-1].num_rows:
+            # one-row batches would make a filter as slow as a loop: equal neighbours are joined, each row log2(n) times
+            self._batches[-2:] = [pa.concat_batches(self._batches[-2:])]
+        columns = RowColumns.of(rows)
+        for name, grown in self._columns.items():
+            grown.append(getattr(columns, name))
+        for field in self._index.fields:
+            matrix, present = vector_matrix(chosen.column(VECTOR_PREFIX + field.name))
+            self._matrices[field.name].append(matrix)
+            self._present[field.name].append(present)
+
+    def hashes(self, entries: Sequence[Entry]) -> NDArray[np.uint64]:
+        """Id hashes of entries, shape (n, 2)."""
+        found: NDArray[np.uint64] = self._hashes.view()[[entry.slot for entry in entries]].reshape(-1, 2)  # type: ignore[assignment]
+        return found
+
+    def part(self) -> Part:
+        """The tail as it is now; later changes do not show in it."""
+        self._published = self.rows
+        starts = tuple(np.cumsum([0, *(batch.num_rows for batch in self._batches)])[:-1].tolist())
+        columns = RowColumns(*(self._columns[name].view() for name in ("offsets", "items", "event_time_us")))  # type: ignore[arg-type]
+        vectors = {
+            name: VectorColumn(grown.view(), None, self._present[name].view())  # type: ignore[arg-type]
+            for name, grown in self._matrices.items()
+        }
+        return Part(TAIL, tuple(self._batches), starts, columns, vectors, self._live.view())  # type: ignore[arg-type]
+
+    def trimmed(self, media_offset: int) -> Tail:
+        """A new tail of what lies at or above a media offset; this one stays as it is."""
+        cut = int(np.searchsorted(self._columns["offsets"].view(), media_offset))
+        out = Tail(self._index, self._schema)
+        kept = [(item_id, entry) for item_id, entry in self.newest.items() if entry.order.own_offset >= media_offset]
+        out._hashes.append(self.hashes([entry for _, entry in kept]))
+        out.newest = {
+            item_id: Entry(entry.order, entry.row if entry.row == NO_ROW else entry.row - cut, slot) for slot, (item_id, entry) in enumerate(kept)
+        }
+        out._batches = _cut_batches(self._batches, cut)
+        pairs = [(self._columns, out._columns), (self._matrices, out._matrices), (self._present, out._present)]
+        for mine, theirs in pairs:
+            for name, grown in mine.items():
+                theirs[name].append(grown.view()[cut:])
+        out._live.append(self._live.view()[cut:])
+        return out
+
+
+def _grown(dtype: type[np.generic], *width: int) -> Grown:
+    return Grown(width, np.dtype(dtype))
+
+
+def _accepted(batch: pa.RecordBatch, span: AcceptedSpan) -> pa.RecordBatch:
+    """Rows inside the span; the rule trims what lies below ``expected``. Runs (gap, lost) may begin below it and do nothing here."""
+    offsets = batch.column("offset").to_numpy()
+    inside = (offsets >= span.start_offset) & (offsets < span.next_offset)
+    return batch if inside.all() else batch.filter(pa.array(inside))
+
+
+def _cut_batches(batches: Sequence[pa.RecordBatch], cut: int) -> list[pa.RecordBatch]:
+    out: list[pa.RecordBatch] = []
+    for batch in batches:
+        if cut < batch.num_rows:
+            out.append(batch.slice(cut))
+        cut = max(0, cut - batch.num_rows)
+    return out
+
+
+def newest_time_us(batch: pa.RecordBatch, column: str) -> list[int]:
+    """Values of a time column that are not null, in microseconds since 1970."""
+    found: list[int] = pc.drop_null(batch.column(column).cast(pa.int64())).to_pylist()
+    return found
