@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STACK_ENV = ROOT / "deploy" / "local" / "stack.env"
 STACK_RUN = ROOT / "deploy" / "local" / "run"
 PLACES = ("embedded", "kafka")
+RESTING_CPU_SHARE = 0.25
 
 
 @dataclass(slots=True)
@@ -70,6 +72,18 @@ class Place:
                 wait_until(client.ready, "readiness of the query service", self.processes)
             yield
         self.processes = []
+
+    def settle(self, limit_seconds: float = 60.0) -> bool:
+        """Wait until the roles have rested for three seconds in a row (models load behind the first requests); False when time is over."""
+        rested, deadline = 0, time.monotonic() + limit_seconds
+        while rested < 3 and time.monotonic() < deadline:
+            before = [cpu_seconds(process.pid) or 0.0 for process in self.processes]
+            time.sleep(1.0)
+            for process in self.processes:
+                process.check()
+            spent = [(cpu_seconds(process.pid) or 0.0) - then for process, then in zip(self.processes, before, strict=True)]
+            rested = rested + 1 if max(spent) < RESTING_CPU_SHARE else 0
+        return rested == 3
 
     def cpu(self) -> dict[str, float]:
         """CPU-seconds so far of each role, and of broker and store."""

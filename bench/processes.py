@@ -64,6 +64,18 @@ def cpu_seconds(pid: int) -> float | None:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def own_cpu_seconds() -> float:
+    """CPU-seconds of this process and of those children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def machine_cpu_seconds() -> float:
+    """CPU-seconds that the whole machine has spent since boot, stolen time included (proc(5), /proc/stat: all but idle and iowait)."""
+    user, nice, system, _idle, _iowait, *rest = (int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
+    return (user + nice + system + sum(rest)) / _TICKS
+
+
 def rss_bytes(pid: int) -> int | None:
     """Resident memory of a process; None where it is gone."""
     try:

@@ -26,7 +26,7 @@ from bench.feeds import FEEDS, VECTOR_FIELD_WORDS, Feed, VectorFeed
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import abba, percentile, ratio
 from bench.places import PLACES, Place, open_place, stack_values
-from bench.processes import BenchProcess, rss_bytes
+from bench.processes import BenchProcess, machine_cpu_seconds, own_cpu_seconds, rss_bytes
 from bench.two_hops import FETCH_MAX_WAIT_MS, LINGER_MS, TwoHops, open_two_hops
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.engines import Engines
@@ -55,7 +55,7 @@ class Lengths:
     pilot_items: dict[str, int]
 
 
-FULL = Lengths(150, 200, 20, 10.0, {"vectors": 1000, "pictures": 100})
+FULL = Lengths(120, 150, 20, 10.0, {"vectors": 300, "pictures": 30})
 QUICK = Lengths(20, 30, 5, 3.0, {"vectors": 200, "pictures": 20})
 
 
@@ -194,6 +194,8 @@ def _measure_place(bench: Bench, lengths: Lengths, place: Place) -> tuple[dict[s
             probers[kind] = Prober(kind, FEEDS[kind](bench.seed), producer, finder, bench.seed)
         for kind in KINDS:
             _probes(bench, f"W4 {place.name}: warm up, {kind}", probers[kind], lengths.warm_up_probes)
+        with bench.steps(f"W4 {place.name}: until the roles rest"):
+            place.settle()
         return _Phases(bench, lengths, place, collections, probers, client).run()
 
 
@@ -234,11 +236,13 @@ class _Phases:
 
     @contextmanager
     def _cost(self, phase: str) -> Iterator[None]:
-        before, begin = self.place.cpu(), time.perf_counter()
+        before, machine, own, begin = self.place.cpu(), machine_cpu_seconds(), own_cpu_seconds(), time.perf_counter()
         yield
         after = self.place.cpu()
-        spent = {name: round(after[name] - before.get(name, 0.0), 2) for name in after}
-        self.notes["cpu_seconds"][phase] = spent | {"wall_seconds": round(time.perf_counter() - begin, 1)}
+        spent = {name: after[name] - before.get(name, 0.0) for name in after} | {"benchmark": own_cpu_seconds() - own}
+        spent["others"] = max(0.0, machine_cpu_seconds() - machine - sum(spent.values()))  # what else ran on this machine meanwhile
+        spent["wall"] = time.perf_counter() - begin
+        self.notes["cpu_seconds"][phase] = {name: round(seconds, 1) for name, seconds in spent.items()}
 
     def _idle_vectors(self) -> None:
         ours: list[float] = []

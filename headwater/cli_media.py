@@ -6,6 +6,7 @@ Never: embeds anything in this process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from contracts import canonical_json
 from contracts.errors import SettingsError
 from contracts.settings import load_settings
 from headwater.client import HeadwaterClient, Hit, SearchAnswer
-from headwater.console import megabytes, notes, one_line, output, print_json, progress_bar
+from headwater.console import cell, megabytes, notes, one_line, output, print_json, progress_bar
 from headwater.logging_setup import set_up_logging
 from headwater.wiring import open_engines
 from ingest.ingest_run import IngestReport, ingest_files, skipped_summary
@@ -51,7 +52,7 @@ def ingest(
             task = bar.add_task("producing", total=len(found.files), note="")
 
             def show(report: IngestReport) -> None:
-                bar.update(task, completed=report.records, note=megabytes(report.size_bytes))
+                bar.update(task, completed=report.records + len(report.skipped) - len(found.skipped), note=megabytes(report.size_bytes))
 
             report = ingest_files(found, producer, show)
     _show_report(report, collection, as_json)
@@ -67,6 +68,7 @@ def _show_report(report: IngestReport, collection: str, as_json: bool) -> None:
                 "records": report.records,
                 "size_bytes": report.size_bytes,
                 "skipped": [{"name": file.name, "reason": file.reason} for file in report.skipped],
+                "unused_rows": [{"name": row.name, "reason": row.reason} for row in report.unused_rows],
                 "other_files": report.other_files,
                 "next_offsets": report.next_offsets,
             }
@@ -74,8 +76,9 @@ def _show_report(report: IngestReport, collection: str, as_json: bool) -> None:
         return
     others = f"; {report.other_files} other files were no pictures" if report.other_files else ""
     output().print(f"{report.records} records, {megabytes(report.size_bytes)} on the media topic of {collection}{others}", soft_wrap=True)
-    for line in skipped_summary(report.skipped):
-        notes().print(f"skipped {one_line(line)}", soft_wrap=True, markup=False)
+    for word, files in (("warning", report.unused_rows), ("skipped", report.skipped)):
+        for line in skipped_summary(files):
+            notes().print(f"{word} {one_line(line)}", soft_wrap=True, markup=False)
 
 
 def search(
@@ -114,12 +117,12 @@ def _filter(text: str) -> dict[str, Any]:
     return found
 
 
-def hits_table(hits: Any) -> Table:
+def hits_table(hits: Sequence[Hit]) -> Table:
     """Table of hits: score, id and payload."""
     table = Table("score", "id", "payload")
     for hit in hits:
         payload = ", ".join(f"{name}: {value}" for name, value in hit.payload.items() if value is not None)
-        table.add_row("" if hit.score is None else f"{hit.score:.3f}", one_line(hit.id), one_line(payload)[:100])
+        table.add_row("" if hit.score is None else f"{hit.score:.3f}", cell(hit.id), cell(payload[:100]))
     return table
 
 

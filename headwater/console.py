@@ -46,6 +46,11 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+def cell(text: str) -> Text:
+    """A stored text as a table cell: one line, and never read as markup."""
+    return Text(one_line(text))
+
+
 class _RateColumn(ProgressColumn):
     """Steps per second, of the task's own speed estimate."""
 

@@ -193,7 +193,7 @@ def _ingest(
         searchable = bar.add_task("searchable", total=len(found.files), note="")
 
         def show(report: IngestReport) -> None:
-            bar.update(produced, completed=report.records + len(report.skipped), note=megabytes(report.size_bytes))
+            bar.update(produced, completed=report.records + len(report.skipped) - len(found.skipped), note=megabytes(report.size_bytes))
 
         report = ingest_files(found, producer, show)
         times.ingest = times.now()

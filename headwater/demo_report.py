@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from headwater.client import HeadwaterClient, Hit
-from headwater.console import one_line, output
+from headwater.console import cell, output
 from headwater.demo_queries import DEMO_QUERIES
 from ingest.sources import SourceFile
 
@@ -50,7 +50,7 @@ def show_searches(client: HeadwaterClient, collection: str) -> None:
     for query, _ in DEMO_QUERIES:
         began = time.monotonic()
         hits = client.search(collection, text=query, using="fused", limit=3).hits
-        table.add_row(query, ", ".join(one_line(hit.id) for hit in hits), f"{(time.monotonic() - began) * 1000:.0f}")
+        table.add_row(query, cell(", ".join(hit.id for hit in hits)), f"{(time.monotonic() - began) * 1000:.0f}")
     output().print(table)
 
 
@@ -82,7 +82,7 @@ def _query_precisions(client: HeadwaterClient, collection: str) -> tuple[float, 
         milliseconds = (time.monotonic() - began) * 500
         precisions = [precision(hits[using], category) for using in ("fused", "image")]
         totals = [total + value for total, value in zip(totals, precisions, strict=True)]
-        top = one_line(hits["fused"][0].id) if hits["fused"] else "-"
+        top = cell(hits["fused"][0].id if hits["fused"] else "-")
         table.add_row(query, category, f"{precisions[0]:.1f}", f"{precisions[1]:.1f}", top, f"{milliseconds:.0f}")
     output().print(table)
     return totals[0] / len(DEMO_QUERIES), totals[1] / len(DEMO_QUERIES)

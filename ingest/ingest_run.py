@@ -19,12 +19,14 @@ from ingest.sources import FoundFiles, SkippedFile, SourceFile, read_files, type
 class IngestReport:
     """How far an ingest is, or how it ended.
 
-    `records` and `size_bytes` were handed to the log; `next_offsets`, set at the end, names what a reader must have seen to see them all.
+    `records` and `size_bytes` were handed to the log; `skipped` files were left out; `unused_rows` are captions without their file, a warning only;
+    `next_offsets`, set at the end, names what a reader must have seen to see them all.
     """
 
     records: int = 0
     size_bytes: int = 0
     skipped: list[SkippedFile] = field(default_factory=list)
+    unused_rows: list[SkippedFile] = field(default_factory=list)
     other_files: int = 0
     next_offsets: dict[int, int] = field(default_factory=dict)
 
@@ -46,7 +48,7 @@ def ingest_files(found: FoundFiles, producer: MediaProducer, on_progress: Callab
     UnavailableError
         The log did not store everything. Running the same ingest again is safe.
     """
-    report = IngestReport(skipped=list(found.skipped), other_files=found.other_files)
+    report = IngestReport(skipped=list(found.skipped), unused_rows=list(found.unused_rows), other_files=found.other_files)
     for file, data in read_files(found.files):
         _send_file(file, data, producer, report)
         if on_progress is not None:

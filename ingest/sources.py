@@ -48,7 +48,7 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class SkippedFile:
-    """A file, or a row of the captions file, that is not ingested, and why."""
+    """A file that is not ingested, or a row of the captions file without its file, and why."""
 
     name: str
     reason: str
@@ -56,10 +56,11 @@ class SkippedFile:
 
 @dataclass(slots=True)
 class FoundFiles:
-    """What a walk found. `other_files` counts files that are no pictures."""
+    """What a walk found. `unused_rows` are captions without their file; `other_files` counts files that are no pictures."""
 
     files: list[SourceFile] = field(default_factory=list)
     skipped: list[SkippedFile] = field(default_factory=list)
+    unused_rows: list[SkippedFile] = field(default_factory=list)
     other_files: int = 0
 
     @property
@@ -94,7 +95,7 @@ def find_files(paths: Sequence[Path], captions: Path | None = None) -> FoundFile
     Returns
     -------
     FoundFiles
-        Files by path; a captions row without its file is among `skipped`.
+        Files by path; a captions row without its file is among `unused_rows`.
 
     Raises
     ------
@@ -213,7 +214,7 @@ def _single(path: Path, rows: Mapping[str, _Row], found: FoundFiles, used: set[s
 
 
 def _note_unused(rows: Mapping[str, _Row], used: set[str], where: Path, found: FoundFiles) -> None:
-    found.skipped.extend(SkippedFile(name, f"named in {where}, but there is no such picture") for name in rows if name not in used)
+    found.unused_rows.extend(SkippedFile(name, f"named in {where}, but there is no such picture") for name in rows if name not in used)
 
 
 def _refuse_twins(files: Sequence[SourceFile]) -> None:

@@ -15,10 +15,11 @@ async function call(method, path, body) {
     throw new Error("The service does not answer. Check that it runs, then search again.");
   }
   const error = answer.status && answer.status.error;
-  if (error) throw new Error(error.hint ? `${error.message}. ${error.hint}.` : error.message);
+  if (error) throw new Error([error.message, error.hint].filter(Boolean).map(sentence).join(" "));
   return answer;
 }
 
+const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 const base = () => `/collections/${encodeURIComponent(page.collection.value)}`;
 const pointPath = (id) => `${base()}/points/${encodeURIComponent(id)}`;
 
@@ -81,6 +82,7 @@ async function search(query, offset = 0) {
     if (!offset) page.hits.replaceChildren();
     page.more.hidden = true;
     page.summary.textContent = "";
+    page.freshness.textContent = "";
     page.message.textContent = error.message;
     page.message.hidden = false;
   } finally {
@@ -96,7 +98,7 @@ function showFreshness(answer, offset) {
   const rows = answer.usage && answer.usage.searched_rows;
   const loaded = answer.freshness.coverage < 1 ? `, ${Math.floor(answer.freshness.coverage * 100)} % loaded` : "";
   const took = `${(answer.time * 1000).toFixed(answer.time < 0.01 ? 1 : 0)} ms`;
-  page.freshness.textContent = rows === undefined ? behind + loaded : `searched ${rows.toLocaleString()} rows in ${took}, ${behind}${loaded}`;
+  page.freshness.textContent = rows === undefined ? behind + loaded : `searched ${rows.toLocaleString()} ${rows === 1 ? "row" : "rows"} in ${took}, ${behind}${loaded}`;
   const shown = offset + answer.result.points.length;
   page.summary.textContent = shown ? `${shown} ${shown === 1 ? "result" : "results"} shown` : "Nothing found. Try other words, or another field or filter.";
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 from headwater import __version__
 from headwater.cli import app
 from headwater.cli_collection import seconds
+from headwater.cli_media import hits_table
+from headwater.client import Hit
 from tests.headwater.conftest import Headwater
 
 JPEG = b"\xff\xd8\xff" + b"j" * 30
@@ -155,7 +159,7 @@ def test_a_collection_on_an_existing_topic_takes_its_partitions_and_start(headwa
     assert json.loads(headwater("collection", "describe", "first", "--json").out)["partitions"][0]["start_offset"] == 0
 
 
-def test_ingest_reports_what_it_sent_and_what_it_left_out(headwater: Headwater, workplace: Path) -> None:
+def test_ingest_reports_what_it_sent_and_what_it_left_out(headwater: Headwater, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_vectors(headwater)
     (workplace / "media").mkdir()
     (workplace / "media" / "a.jpg").write_bytes(JPEG)
@@ -165,9 +169,14 @@ def test_ingest_reports_what_it_sent_and_what_it_left_out(headwater: Headwater, 
     assert sum(report["next_offsets"].values()) == 1
     (workplace / "captions.csv").write_text("file,caption\na.jpg,a picture\nb.jpg,missing\n")
     ended = headwater("ingest", "media", "-c", "vecs", "--captions", "captions.csv")
-    assert ended.code == 1
-    assert "skipped b.jpg" in ended.err
+    assert ended.code == 0
+    assert "warning b.jpg: named in captions.csv, but there is no such picture" in ended.err
     assert "1 records" in ended.out
+    (workplace / "media" / "b.jpg").write_bytes(JPEG + bytes(1_000_000))
+    monkeypatch.setenv("HEADWATER_MAX_RECORD_BYTES", "1000000")
+    ended = headwater("ingest", "media", "-c", "vecs", "--captions", "captions.csv")
+    assert (ended.code, "1 records" in ended.out) == (1, True)
+    assert "b.jpg: a record of" in ended.err
     assert headwater("ingest", "media", "-c", "nothing").code == 2
 
 
@@ -203,3 +212,14 @@ def test_a_closed_pipe_of_the_reader_is_no_traceback(headwater: Headwater, workp
     command = f"{sys.executable} -c \"from headwater.cli import main; main(['collection', 'list', '--json'])\" | head -c 10"
     done = subprocess.run(["bash", "-c", command], cwd=workplace, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_a_stored_id_cannot_write_to_the_terminal() -> None:
+    hits = [Hit("[/red]\x1b[2J\nid", 0.5, {"text": "[bold]loud[/bold]\x07", "none": None})]
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    console.print(hits_table(hits))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[/red] [2J id" in shown
+    assert "[bold]loud[/bold]" in shown
+    assert "\x1b[2J" not in shown
+    assert "\x07" not in shown

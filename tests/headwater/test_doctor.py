@@ -55,8 +55,17 @@ def test_a_healthy_installation_gets_no_failure_and_exit_code_0(headwater: Headw
     assert ended.code == 0
     assert {finding.check for finding in findings} == {"versions", "models", "disk", "log", "store", "clock", "topics"}
     assert stored_objects(workplace) == before, "the doctor left objects behind"
-    shown = headwater("doctor").out
-    assert "ok   topics: vecs: 4 partitions, retention as designed" in shown
+
+
+def test_findings_are_shown_one_per_line_with_what_to_do_below(headwater: Headwater, monkeypatch: pytest.MonkeyPatch) -> None:
+    headwater("collection", "create", "vecs", "--vector", "v:4")
+    monkeypatch.setattr("headwater.doctor._version", lambda package: None)  # as if nothing were installed
+    ended = headwater("doctor")
+    lines = ended.out.splitlines()
+    assert "ok   topics: vecs: 4 partitions, retention as designed" in lines
+    at = next(number for number, line in enumerate(lines) if line.startswith("fail versions: not installed: headwater"))
+    assert lines[at + 1].strip() == "pip install headwater"
+    assert ended.code == 1
 
 
 @pytest.mark.model

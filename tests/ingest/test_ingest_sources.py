@@ -48,7 +48,8 @@ def test_captions_and_attributes_come_from_the_folders_csv(folder: Path) -> None
     dog = next(file for file in found.files if file.item_id == "animals/dog.jpg")
     assert dog.caption == "a dog, asleep"
     assert dog.attributes == {"year": "2026"}
-    assert [(skipped.name, "no such picture" in skipped.reason) for skipped in found.skipped] == [("missing.jpg", True)]
+    assert [(row.name, "no such picture" in row.reason) for row in found.unused_rows] == [("missing.jpg", True)]
+    assert found.skipped == []
 
 
 def test_a_named_captions_file_replaces_the_folders_own(folder: Path, tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_a_named_captions_file_replaces_the_folders_own(folder: Path, tmp_path: 
     found = find_files([folder], other)
     assert {file.item_id: file.caption for file in found.files}["wrong.txt"] == "a web picture"
     assert {file.item_id: file.caption for file in found.files}["animals/dog.jpg"] is None
-    assert found.skipped == []
+    assert found.unused_rows == []
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_an_ingest_sends_every_file_once_and_tells_what_it_left_out(
 def test_the_sample_media_are_found_whole_with_their_captions_and_categories() -> None:
     found = find_files([SAMPLES])
     assert len(found.files) == 325
-    assert found.skipped == []
+    assert (found.skipped, found.unused_rows) == ([], [])
     assert all(file.caption and file.attributes and file.attributes["category"] == file.item_id.split("/")[0] for file in found.files)
 
 

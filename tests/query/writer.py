@@ -207,9 +207,7 @@ class Writer:
             name = FIELD_PART_PREFIX + target.name
             parts[name] = upload(self.engines.store, self.keys.part("b", 1, ulid, name), data)
         offsets = [item.offset for item in items]
-        return SegmentEntry(
-            segment_id=ulid, rows=len(items), start_offset=min(offsets), next_offset=max(offsets) + 1, schema_version=1, parts=parts
-        )
+        return SegmentEntry(segment_id=ulid, rows=len(items), start_offset=min(offsets), next_offset=max(offsets) + 1, schema_version=1, parts=parts)
 
 
 def create(engines: Engines, name: str = "things", **request: Any) -> CollectionRecord:

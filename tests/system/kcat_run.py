@@ -64,9 +64,9 @@ def produce_and_find(site: Site, record: CollectionRecord, client: HeadwaterClie
     produced = searched = fetched = None
     while searched is None or fetched is None or produced is None:
         if produced is None and kcat.poll() is not None:
+            produced = time.monotonic() - began
             output = kcat.communicate()[0]
             assert kcat.returncode == 0, f"kcat ended with {kcat.returncode}: {output}"
-            produced = time.monotonic() - began
         if searched is None and item_id in [hit.id for hit in client.search(record.name, text=caption, using="text", limit=5).hits]:
             searched = time.monotonic() - began
         if fetched is None and is_there(client, record.name, item_id):

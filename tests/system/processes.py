@@ -20,7 +20,7 @@ from tests.system.sites import Site, free_port
 
 HEADWATER = str(Path(sys.executable).parent / "headwater")
 ROOT = Path(__file__).resolve().parents[2]
-READY_SECONDS = 90.0
+READY_SECONDS = 180.0
 
 
 def environment_of(variables: Mapping[str, str]) -> dict[str, str]:

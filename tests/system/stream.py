@@ -1,8 +1,9 @@
 """A producer process for system tests: sample pictures at a steady rate, with updates and deletes, and a log of what was acknowledged.
 
-    python -m tests.system.stream COLLECTION --pictures 2000 --rate 20 --journal FILE          (settings from the environment)
+    python -m tests.system.stream COLLECTION --pictures 2000 --rate 15 --journal FILE [--hurry FILE]     (settings from the environment)
 
-The journal is the oracle: one JSON line per acknowledged record, the last line only when all were acknowledged.
+With `--hurry` the last fifth comes at a quarter of the rate until that file exists, so that what is tested meanwhile meets a stream that flows
+on a slow machine too. The journal is the oracle: one JSON line per acknowledged record, the last line only when all were acknowledged.
 """
 
 from __future__ import annotations
@@ -120,24 +121,31 @@ class Journal:
             self.written += 1
 
 
-def produce(collection: str, pictures: int, rate: float, journal_path: Path) -> None:
-    """Produce every step at `rate` records per second; raises when one was not acknowledged."""
+def paced(planned: Sequence[Step], rate: float, hurry: Path | None) -> Iterator[Step]:
+    """The steps at `rate` per second, the last fifth at a quarter of it until `hurry` exists; a late step does not delay the next."""
+    due = time.monotonic()
+    for number, step in enumerate(planned):
+        time.sleep(max(0.0, due - time.monotonic()))
+        is_slow = hurry is not None and number >= 0.8 * len(planned) and not hurry.exists()
+        due += 4 / rate if is_slow else 1 / rate
+        yield step
+
+
+def produce(collection: str, planned: Sequence[Step], rate: float, journal_path: Path, hurry: Path | None) -> None:
+    """Produce every step; raises when one was not acknowledged."""
     settings = load_settings()
     with open_engines(settings) as engines, journal_path.open("w") as file:
         journal = Journal(file)
         record = CollectionCatalog(engines.store).get(collection)
         with MediaProducer(engines.log, record, settings) as producer:
-            began, sent = time.monotonic(), 0
-            for number, step in enumerate(steps(pictures)):
-                time.sleep(max(0.0, began + number / rate - time.monotonic()))
+            for step in paced(planned, rate, hurry):
                 if step.file is None:
                     future = producer.delete(step.id)
                 else:
                     future = producer.send_picture(step.id, (SAMPLES / step.file).read_bytes(), "image/jpeg", step.caption)
                 future.add_done_callback(partial(journal.note, step))
-                sent += 1
             producer.flush()
-            while journal.written < sent:  # the last callbacks may run a moment after the flush
+            while journal.written < len(planned):  # the last callbacks may run a moment after the flush
                 time.sleep(0.01)
         journal.finish()
 
@@ -148,8 +156,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--journal", type=Path, required=True)
+    parser.add_argument("--hurry", type=Path)
     asked = parser.parse_args()
-    produce(asked.collection, asked.pictures, asked.rate, asked.journal)
+    produce(asked.collection, list(steps(asked.pictures)), asked.rate, asked.journal, asked.hurry)
 
 
 if __name__ == "__main__":

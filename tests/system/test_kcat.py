@@ -25,8 +25,9 @@ def test_a_picture_that_kcat_produces_to_each_partition_is_found_by_text_and_by_
     with running(stack_site, "embed", "index", "query", collection=name) as processes, processes["query"].client() as client:
         for partition, (file, caption) in enumerate(chosen):
             kcat = start_kcat(stack_site, record.source_topic, partition, f"kcat/{partition}", caption, SAMPLES / file)
-            assert kcat.wait(30) == 0, kcat.communicate()[0]
-        client.wait_for(name, dict.fromkeys(range(PARTITIONS), 1), 60)
+            said = kcat.communicate(timeout=30)[0]
+            assert kcat.returncode == 0, said
+        client.wait_for(name, dict.fromkeys(range(PARTITIONS), 1), 120)
         for partition, (file, caption) in enumerate(chosen):
             item_id = f"kcat/{partition}"
             assert client.point(name, item_id).id == item_id
