@@ -12,7 +12,7 @@ import hashlib
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from contracts import FORMAT_VERSION
 from contracts.collection import Name, StoredModel, Ulid
@@ -49,21 +49,30 @@ class ObjectEntry(StoredModel):
         return cls(key=key, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), chunks_sha256=chunk_hashes(data))
 
 
-class LedgerEntry(StoredModel):
-    """A ledger object and the media offsets that its runs tile."""
+class Interval(StoredModel):
+    """Media offsets ``[start_offset, next_offset)``; never empty."""
 
-    object: ObjectEntry
     start_offset: Offset
     next_offset: Offset
 
+    @model_validator(mode="after")
+    def _covers_something(self) -> Interval:
+        if self.next_offset <= self.start_offset:
+            raise ValueError(f"offsets {self.start_offset} to {self.next_offset} cover nothing")
+        return self
 
-class SegmentEntry(StoredModel):
+
+class LedgerEntry(Interval):
+    """A ledger object and the media offsets that its runs tile."""
+
+    object: ObjectEntry
+
+
+class SegmentEntry(Interval):
     """A committed segment: its parts by name (`rows`, `field.<name>`, later `lexical`)."""
 
     segment_id: Ulid
     rows: int = Field(ge=0)
-    start_offset: Offset
-    next_offset: Offset
     min_event_time_us: int | None = None
     max_event_time_us: int | None = None
     schema_version: int = Field(ge=1)

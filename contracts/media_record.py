@@ -34,7 +34,14 @@ CLOUDEVENT_TYPE = "application/cloudevents+json"
 ARROW_TYPE = "application/vnd.apache.arrow.stream"
 MAX_ATTRIBUTES_BYTES = 256 * 1024
 MAX_HEADERS = 1000
-_MAGIC = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (b"GIF8", "image/gif"), (b"BM", "image/bmp"))
+_MAGIC = (
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"GIF8", "image/gif"),
+    (b"BM", "image/bmp"),
+    (b"II*\0", "image/tiff"),
+    (b"MM\0*", "image/tiff"),
+)
 
 
 @dataclass(slots=True)
@@ -148,7 +155,7 @@ def _configured_id(record: LogRecord, collection: CollectionRecord) -> str | Non
 
 def _delete_id(record: LogRecord, collection: CollectionRecord) -> str:
     found = _configured_id(record, collection)
-    if found is None and record.key is not None:
+    if found is None and record.key:
         found = _text_of(record.key, "bad_id", "the key")
     if found is None and (event_id := record.header("ce_id")) is not None:
         found = _text_of(event_id, "bad_id", "ce_id")
@@ -173,7 +180,7 @@ def _open(record: LogRecord) -> _Envelope:
     prefix = "hw_" if event_id is None else "ce_hw"
     return _Envelope(
         value=value,
-        content_type=content_type or _sniff(value),
+        content_type=content_type or picture_type(value),
         event_id=event_id,
         caption=record.header(prefix + "caption"),
         attributes=record.header(prefix + "attributes"),
@@ -196,7 +203,7 @@ def _structured(value: bytes) -> _Envelope:
         raise RecordError("missing_id", "a CloudEvent needs an id")
     return _Envelope(
         value=body,
-        content_type=str(event.get("datacontenttype", "")).split(";")[0].strip().lower() or _sniff(body),
+        content_type=str(event.get("datacontenttype", "")).split(";")[0].strip().lower() or picture_type(body),
         event_id=event_id,
         caption=_extension(event, "hwcaption"),
         attributes=_extension(event, "hwattributes"),
@@ -214,18 +221,16 @@ def _extension(event: Mapping[str, Any], name: str) -> bytes | None:
     return None if value is None else _as_bytes(value)
 
 
-def _sniff(value: bytes) -> str:
-    """Content type of a record that names none, for pictures only (existing topics seldom carry headers)."""
-    if value[:4] == b"RIFF" and value[8:12] == b"WEBP":
+def picture_type(head: bytes) -> str:
+    """Content type of a picture by its first 16 bytes; empty where it is no picture that we index."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "image/webp"
-    if value[:4] in (b"II*\0", b"MM\0*"):
-        return "image/tiff"
-    return next((kind for magic, kind in _MAGIC if value.startswith(magic)), "")
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), "")
 
 
 def _single_item(record: LogRecord, envelope: _Envelope, collection: CollectionRecord, limits: RecordLimits, produced_at_us: int) -> MediaItem:
     item_id = _configured_id(record, collection)
-    if item_id is None and record.key is not None:
+    if item_id is None and record.key:
         item_id = _text_of(record.key, "bad_id", "the key")
     item_id = check_id(item_id or envelope.event_id or default_id(record, 0))
     picture, text = _parts(envelope, limits)

@@ -39,7 +39,7 @@ def read_rows(record: LogRecord, collection: CollectionRecord, limits: RecordLim
     out: list[MediaItem | RejectedItem] = []
     for row in range(table.num_rows):
         try:
-            vectors = {name: _row_vector(column, row, name) for name, column in columns.items() if column is not None}
+            vectors = _row_vectors(columns, row)
             item = _row_item(record, row, {n: values[row] for n, values in payload.items()}, vectors, collection, limits, produced_at_us)
             item.event_time_us = _row_time(times, row, produced_at_us)
             out.append(item)
@@ -88,6 +88,8 @@ def _row_time(times: list[int | None] | None, row: int, otherwise_us: int) -> in
 
 
 _Column = tuple[NDArray[np.float32], NDArray[np.int8]]
+_LISTS = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+_NULL, _ZERO = 1, 3
 _PROBLEMS = (
     "",
     "is null",
@@ -105,7 +107,7 @@ def _vectors(table: pa.Table, field: FieldRecord) -> _Column | None:
     column = table.column(field.name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks)
-    if not (pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)) or not pa.types.is_floating(column.type.value_type):
+    if not any(is_kind(column.type) for is_kind in _LISTS) or not pa.types.is_floating(column.type.value_type):
         raise RecordError("bad_vector", f"column {field.name} is {column.type}, not a list of floats")
     valid = np.asarray(column.is_valid())
     fits = np.asarray(column.value_lengths().fill_null(-1)) == field.dimension
@@ -120,24 +122,30 @@ def _checked(wide: NDArray[np.float64], field: FieldRecord, valid: NDArray[np.bo
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is found below
         norms = np.linalg.norm(wide, axis=1)
         if field.metric == "cosine":
-            problem[norms == 0] = 3
+            problem[norms == 0] = _ZERO
             wide = wide / np.where(norms > 0, norms, 1.0)[:, None]
         elif field.dtype == "float16":
             problem[np.abs(wide).max(axis=1) > FLOAT16_MAX] = 4
         matrix = wide.astype(np.float32)
     problem[~np.isfinite(norms) | ~np.isfinite(matrix).all(axis=1)] = 2
     problem[~fits] = 5
-    problem[~valid] = 1
+    problem[~valid] = _NULL
     return matrix, problem
 
 
-def _row_vector(column: _Column, row: int, name: str) -> NDArray[np.float32]:
-    matrix, problem = column
-    code = int(problem[row])
-    if code:
-        raise RecordError("zero_norm" if code == 3 else "bad_vector", f"vector {name} of row {row} {_PROBLEMS[code]}")
-    vector: NDArray[np.float32] = matrix[row]
-    return vector
+def _row_vectors(columns: dict[str, _Column | None], row: int) -> dict[str, NDArray[np.float32]]:
+    """Vectors of one row by field; a null one is left out as long as the row has another."""
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, column in columns.items():
+        code = _NULL if column is None else int(column[1][row])
+        if column is None or code == _NULL:
+            continue
+        if code:
+            raise RecordError("zero_norm" if code == _ZERO else "bad_vector", f"vector {name} of row {row} {_PROBLEMS[code]}")
+        found[name] = column[0][row]
+    if not found:
+        raise RecordError("bad_vector", f"row {row} has no vector: {', '.join(columns)} {_PROBLEMS[_NULL]}")
+    return found
 
 
 def _row_item(

@@ -6,6 +6,7 @@ Never: imports a framework before it is asked for one, replaces a named encoder 
 
 from __future__ import annotations
 
+import threading
 from types import ModuleType
 
 from contracts.encoder import EmbeddingSpace, Encoder
@@ -39,6 +40,19 @@ def open_encoder(name: str, settings: Settings) -> Encoder:
     """
     encoder: Encoder = _load(name).LiteEncoder(settings)
     return encoder
+
+
+_shared: dict[tuple[str, int, int, int], Encoder] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_encoder(name: str, settings: Settings) -> Encoder:
+    """The process's one encoder of that name and settings, loaded at the first call: roles in one process share it (thread-safe)."""
+    key = (name, settings.embed_torch_threads, settings.max_picture_bytes, settings.max_picture_pixels)
+    with _shared_lock:
+        if key not in _shared:
+            _shared[key] = open_encoder(name, settings)
+        return _shared[key]
 
 
 def describe_space(name: str) -> EmbeddingSpace:

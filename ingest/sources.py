@@ -19,19 +19,10 @@ from typing import Any
 from contracts import canonical_json
 from contracts.attributes import coerce_all
 from contracts.errors import NotFoundError, RecordError, SettingsError
-from contracts.media_record import TEXT_TYPE
+from contracts.media_record import TEXT_TYPE, picture_type
 
 CAPTIONS_FILE = "captions.csv"
 HEAD_BYTES = 16
-_MAGIC = (
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-    (b"BM", "image/bmp"),
-    (b"II*\0", "image/tiff"),
-    (b"MM\0*", "image/tiff"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +64,6 @@ class FoundFiles:
 class _Row:
     caption: str | None
     attributes: Mapping[str, str]
-
-
-def picture_type(head: bytes) -> str | None:
-    """Content type of a picture by its first 16 bytes; None where it is no picture that we index."""
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "image/webp"
-    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
 def find_files(paths: Sequence[Path], captions: Path | None = None) -> FoundFiles:
@@ -196,7 +180,7 @@ def _look_at(path: Path) -> tuple[str | None, int]:
     if not path.is_file():  # a socket or pipe would block
         return None, 0
     with path.open("rb") as file:
-        return picture_type(file.read(HEAD_BYTES)), path.stat().st_size
+        return picture_type(file.read(HEAD_BYTES)) or None, path.stat().st_size
 
 
 def _single(path: Path, rows: Mapping[str, _Row], found: FoundFiles, used: set[str]) -> None:

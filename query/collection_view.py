@@ -103,6 +103,11 @@ class CollectionView:
         self._tail.stop(seconds)
 
     @property
+    def failure(self) -> Exception | None:
+        """The mistake that ended one of the threads, or None."""
+        return self._tail.failure or self._follower.failure
+
+    @property
     def ready(self) -> bool:
         """Whether every partition is loaded."""
         return self._started and all(partition.view is not None for partition in self._partitions.values())
@@ -111,6 +116,8 @@ class CollectionView:
         """What `/readyz` and `GET /collections/{c}` say: readiness, coverage, and what stands in the way."""
         loaded = sum(partition.view is not None for partition in self._partitions.values())
         errors = {str(number): text for number, text in sorted(self._follower.errors.items())}
+        for number in self._tail.held:
+            errors.setdefault(str(number), "the next record of the vectors topic cannot be read; an older state is served")
         if self._error is not None:
             errors["collection"] = str(self._error)
         return {"ready": self.ready, "coverage": loaded / len(self._partitions), "errors": errors}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from backends.catalog.collections import CollectionCatalog
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
-from contracts.errors import HeadwaterError, NotFoundError
+from contracts.errors import HeadwaterError, NotFoundError, UnavailableError
 from query.collection_view import CollectionView
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,14 @@ class Collections:
         """Whether the collections were listed and every partition of each is loaded."""
         return self._listed and all(view.ready for view in self.views())
 
+    def check(self) -> None:
+        """Raise HeadwaterError where a thread of a collection ended by mistake: a node that cannot follow must not go on answering."""
+        for view in self.views():
+            if view.failure is not None:
+                raise HeadwaterError(
+                    f"a thread of collection {view.record.name!r} ended: {type(view.failure).__name__}", hint="start again, and report it"
+                ) from view.failure
+
     def views(self) -> list[CollectionView]:
         """The served collections, by name."""
         return [view for _, view in sorted(self._served.items())]
@@ -73,8 +81,12 @@ class Collections:
         ------
         NotFoundError
             This node knows none.
+        UnavailableError
+            It has not listed the collections yet.
         """
         found = self._served.get(name)
+        if found is None and not self._listed:
+            raise UnavailableError("the collections are being listed", hint="try again in a moment", code="collection_loading")
         if found is None:
             raise NotFoundError(
                 f"collection {name[:80]!r} does not exist",

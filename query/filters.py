@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from contracts import attributes as typed
-from contracts import canonical_json
 from contracts.errors import SettingsError
 from query.parts import Part
 
@@ -113,9 +112,10 @@ def _holds(match: Match, batch: pa.RecordBatch, eligible: NDArray[np.bool_]) -> 
 def _extra_holds(match: Match, extra: pa.Array, eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Undeclared attributes lie in one JSON column: only eligible rows whose text holds the key are parsed."""
     named = np.asarray(pc.match_substring(extra, json.dumps(match.key, ensure_ascii=False) + ":").fill_null(False))
+    rows = np.flatnonzero(named & eligible)
     mask = np.zeros(len(extra), np.bool_)
-    for row in np.flatnonzero(named & eligible):
-        found = canonical_json.load(extra[int(row)].as_py()).get(match.key)
+    for row, text in zip(rows, extra.take(pa.array(rows)).to_pylist(), strict=True):
+        found = json.loads(text).get(match.key)  # canonical JSON that was checked when it was written
         mask[row] = any(_same(value, match.value) for value in found) if isinstance(found, list) else _same(found, match.value)
     return mask
 

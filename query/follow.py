@@ -10,8 +10,8 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 
+from contracts.attributes import parse_time
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, HeadwaterError
@@ -55,6 +55,7 @@ class ManifestFollower:
         self._errors: dict[int, str] = {}
         self._wake = threading.Condition()
         self._stopping = False
+        self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"follow-{record.name}", daemon=True)
 
     @property
@@ -84,6 +85,12 @@ class ManifestFollower:
             self._wake.notify_all()
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:  # noqa: BLE001 - a mistake of ours; the role ends with it rather than serving ever older answers
+            self.failure = error
+
+    def _follow(self) -> None:
         next_poll = self._engines.clock.monotonic_seconds() + self._engines.settings.query_poll_seconds
         with ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="hot-load") as pool:
             while True:
@@ -133,5 +140,11 @@ class ManifestFollower:
             self._start_partition(number)
         self._errors.pop(number, None)
         if current is not None:
-            committed = datetime.fromisoformat(loaded.read.manifest.committed_at).timestamp()
-            self._engines.metrics.hot_load.labels(name).observe(max(0.0, self._engines.clock.now_seconds() - committed))
+            self._observe(loaded.read.manifest.committed_at)
+
+    def _observe(self, committed_at: str) -> None:
+        try:
+            committed_us = parse_time(committed_at)
+        except ValueError:  # a clock that stood wrong must not stop the loading
+            return
+        self._engines.metrics.hot_load.labels(self._record.name).observe(max(0.0, self._engines.clock.now_seconds() - committed_us / 1e6))

@@ -45,6 +45,8 @@ def run_query(engines: Engines, stop: threading.Event, on_ready: Callable[[int],
     ------
     SettingsError
         The address is taken or not ours.
+    HeadwaterError
+        The server or a collection's thread ended by mistake.
     """
     listening = bind(engines.settings)
     collections, pipeline = Collections(engines), Pipeline(engines)
@@ -57,7 +59,13 @@ def run_query(engines: Engines, stop: threading.Event, on_ready: Callable[[int],
                 started.start()
             collections.start()
             try:
-                _serve(server, thread, stop, lambda: on_ready(listening.getsockname()[1]) if on_ready else None)
+                _await_start(server, thread, stop)
+                if server.started and on_ready is not None:
+                    on_ready(listening.getsockname()[1])
+                while not stop.wait(CHECK_SECONDS):
+                    collections.check()
+                    if not thread.is_alive():
+                        raise HeadwaterError("the HTTP server ended by itself", hint="look at the log above")
             finally:
                 server.should_exit = True
                 thread.join(engines.settings.stop_seconds)
@@ -66,14 +74,9 @@ def run_query(engines: Engines, stop: threading.Event, on_ready: Callable[[int],
         listening.close()
 
 
-def _serve(server: uvicorn.Server, thread: threading.Thread, stop: threading.Event, on_ready: Callable[[], None]) -> None:
+def _await_start(server: uvicorn.Server, thread: threading.Thread, stop: threading.Event) -> None:
     while not server.started and thread.is_alive() and not stop.is_set():
         stop.wait(0.01)
-    if server.started:
-        on_ready()
-    while not stop.wait(CHECK_SECONDS):
-        if not thread.is_alive():
-            raise HeadwaterError("the HTTP server ended by itself", hint="look at the log above")
 
 
 def bind(settings: Settings) -> socket.socket:

@@ -22,7 +22,7 @@ from contracts.encoder import Encoder
 from contracts.errors import HeadwaterError, NotFoundError, RecordError, SettingsError
 from contracts.settings import Settings
 from embedding.fields import fuse
-from embedding.open_encoder import open_encoder
+from embedding.open_encoder import shared_encoder
 from embedding.texts import normalise_text
 from vectors.flat import normalise
 
@@ -189,12 +189,12 @@ class QueryEncoders:
             raise SettingsError(
                 f"encoder {field.encoder!r} on this node makes vectors of {encoder.space.space_id}, field {field.name!r} holds {field.space_id}",
                 hint="install the encoder version that the index was made with, or query by vector or id",
-                code="other_space",
+                code="space_mismatch",
             )
         return encoder
 
     def _named(self, name: str) -> Encoder:
         with self._lock:  # loading takes seconds and much memory: never twice at the same time
             if name not in self._open:
-                self._open[name] = open_encoder(name, self._settings)
+                self._open[name] = shared_encoder(name, self._settings)
             return self._open[name]

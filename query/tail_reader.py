@@ -54,12 +54,14 @@ class TailReader:
         self._still = set(partitions)  # written by the thread alone
         self._retry_at: dict[int, float] = {}
         self._stop = threading.Event()
+        self._started_at = engines.clock.now_seconds()
+        self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"tail-{record.name}", daemon=True)
 
     @property
-    def standing_still(self) -> frozenset[int]:
-        """Partitions that are not read: not loaded yet, damaged, or below the log's start."""
-        return frozenset(self._still)
+    def held(self) -> frozenset[int]:
+        """Loaded partitions that are not read on: a record is damaged, or the log lost what comes next."""
+        return frozenset(self._retry_at)
 
     def start(self) -> None:
         """Start the thread; it reads nothing until `start_partition`."""
@@ -76,6 +78,12 @@ class TailReader:
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
+        try:
+            self._read()
+        except Exception as error:  # noqa: BLE001 - a mistake of ours; the role ends with it rather than serving ever older answers
+            self.failure = error
+
+    def _read(self) -> None:
         reader: LogReader | None = None
         while not self._stop.is_set():
             try:
@@ -137,7 +145,8 @@ class TailReader:
             metrics.records.labels(name, "query", "searchable").inc(len(taken))
             histogram = metrics.time_to_searchable.labels(name)
             for produced_at_us in taken:
-                histogram.observe(max(0.0, now - produced_at_us / 1e6))
+                if produced_at_us >= self._started_at * 1e6:  # what lay there before this node came says nothing about its speed
+                    histogram.observe(max(0.0, now - produced_at_us / 1e6))
 
     def _hold(self, reader: LogReader, partition: int) -> None:
         reader.pause((partition,))

@@ -157,7 +157,7 @@ REJECTED: list[tuple[str, LogRecord]] = [
     ("bad_id", record(JPEG, key=b"\xff")),
     ("bad_id", record(JPEG, key=b"x" * 513)),
     ("bad_id", record(JPEG, key=b"a\0b")),
-    ("bad_id", record(None, key=b"")),
+    ("missing_id", record(None, key=b"")),
     ("bad_id", record(JPEG, key=None, headers=headers(ce_specversion="1.0", ce_id=b"\xff"))),
     ("bad_envelope", record(JPEG, headers=headers(hw_op="replace"))),
     ("bad_envelope", record(JPEG, headers=headers(hw_op=""))),

@@ -13,7 +13,8 @@ import pytest
 from backends.catalog.admin import delete_collection
 from contracts.chain import BatchSpan
 from contracts.engines import Engines
-from contracts.errors import UnavailableError
+from contracts.errors import HeadwaterError, UnavailableError
+from contracts.object_keys import CollectionKeys
 from contracts.store import ObjectStore
 from contracts.vectors_batch import BatchItem, batch_headers, build_batch, encode_batch
 from query.collection_view import CollectionView
@@ -317,3 +318,63 @@ def test_a_view_says_how_far_it_is_behind_the_media_log(made: Writer, open_view:
     made.put("a")
     settled(view, made)
     assert view.freshness(view.snapshot())["staleness_ms"] == 0
+
+
+def test_a_node_whose_manifest_was_collected_takes_the_newest_one(made: Writer, open_view: Open) -> None:
+    made.put("a")
+    made.commit()
+    view = open_view(made)
+    store = made.engines.store
+    made.put("a")
+    made.put("b")
+    made.commit(notice=False)
+    made.compact(notice=False)
+    head = made.read.manifest
+    store.compare_and_swap(made.keys.boundary, str(head.version - 1).encode(), None)
+    kept = {part.key for segment in head.segments for part in segment.parts.values()} | {entry.key for entry in head.deletes}
+    for info in list(store.list(made.keys.prefix)):
+        if info.key not in kept | {made.keys.boundary, made.keys.manifest(head.version)}:
+            store.delete(info.key)
+    made.announce()
+    wait_until(lambda: version(view) == head.version)
+    assert ids_of(view.snapshot()) == ["a", "b"]
+
+
+def test_a_new_schema_version_is_served_once_it_is_loaded_and_old_segments_lack_the_new_attribute(engines: Engines) -> None:
+    made = writer(engines, attributes={"colour": "keyword"})
+    made.put("a", attributes={"colour": "red"})
+    made.commit()
+    found = Collections(engines)
+    try:
+        found.refresh()
+        wait_until(lambda: found.ready)
+        changed = made.record.model_copy(update={"version": 2, "attributes": {"colour": "keyword", "size": "integer"}})
+        engines.store.put_if_absent(CollectionKeys("things", made.record.incarnation).version(2), changed.to_bytes())
+        before = found.get("things")
+
+        def replaced() -> bool:
+            found.refresh()
+            return found.get("things") is not before
+
+        wait_until(replaced)
+        view = found.get("things")
+        assert view.ready and ids_of(view.snapshot()) == ["a"]
+        part, row = view.snapshot().views[0].find("a") or (None, 0)
+        assert part is not None and part.value(row, "attributes") == {"colour": "red", "size": None, "extra": None}
+    finally:
+        found.stop()
+
+
+def test_a_mistake_in_a_thread_ends_the_role_instead_of_serving_ever_older_answers(made: Writer) -> None:
+    found = Collections(made.engines)
+    try:
+        found.refresh()
+        wait_until(lambda: found.ready)
+        found.check()
+        found.get("things")._partitions[0].take_record = lambda record: 1 / 0  # type: ignore[assignment,return-value,method-assign]
+        made.put("a")
+        wait_until(lambda: found.get("things").failure is not None)
+        with pytest.raises(HeadwaterError, match="ZeroDivisionError"):
+            found.check()
+    finally:
+        found.stop()

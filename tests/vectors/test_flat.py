@@ -69,3 +69,9 @@ def test_a_vector_without_length_has_no_direction_and_a_huge_one_has():
     with pytest.raises(ValueError, match="direction"):
         flat.normalise(np.zeros(4, np.float32))
     np.testing.assert_allclose(flat.normalise(np.array([3e38, 3e38], np.float32)), [0.70710678, 0.70710678], rtol=1e-6)
+
+
+def test_a_product_beyond_float32_is_the_largest_score_and_a_number():
+    matrix = flat.as_float32(np.array([[1e30, 0.0], [1.0, 0.0]]))
+    hits = flat.search(np.array([1e30, 0.0], np.float32), matrix, "dot", 2)
+    assert hits.rows.tolist() == [0, 1] and np.isfinite(hits.scores).all()
