@@ -81,6 +81,11 @@ class PointRoutes:
         """Answer several queries from one snapshot."""
 
         def work(body: QueryBatchRequest) -> Work:
+            if any(search.consistency != Consistency() for search in body.searches):
+                raise SettingsError(
+                    "a search of a batch has a consistency of its own", hint="give one consistency beside `searches`", code="invalid_request"
+                )
+
             def run(pinned: CollectionSnapshot) -> Answer:
                 answers = [self._pipeline.query(pinned, search) for search in body.searches]
                 usage = {"searched_rows": sum(answer.usage.get("searched_rows", 0) for answer in answers)}

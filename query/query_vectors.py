@@ -1,6 +1,6 @@
 """From what a request asks for to one vector in one field's space.
 
-Takes: numbers, an id, text, a picture. Gives: a query vector, normalised where the metric is cosine. Owns: the open encoders.
+Takes: numbers, an id, text, a picture. Gives: a query vector, normalised where the metric is cosine. Owns: what a query may be.
 Never: compares vectors of two spaces, or replaces an encoder that cannot be opened.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +122,7 @@ def checked_vector(values: Sequence[float], field: FieldRecord) -> NDArray[np.fl
 
 
 def in_metric(vector: NDArray[np.float32], field: FieldRecord) -> NDArray[np.float32]:
-    """Vector of length 1 where the field's metric is cosine, else as it is; SettingsError where it has no direction."""
+    """Vector, shape (d,), of length 1 where the field's metric is cosine, else as it is; SettingsError where it has no direction."""
     if field.metric != "cosine":
         return vector
     try:
@@ -137,7 +136,7 @@ def _bad_vector(what: str) -> SettingsError:
 
 
 class QueryEncoders:
-    """The encoders of this process, opened once each.
+    """The process's encoders, shared with its other roles.
 
     Parameters
     ----------
@@ -147,8 +146,7 @@ class QueryEncoders:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()
-        self._open: dict[str, Encoder] = {}
+        self._open: set[str] = set()
         self._failed: set[str] = set()
 
     def encode(self, wanted: ByMedia, field: FieldRecord) -> NDArray[np.float32]:
@@ -194,7 +192,6 @@ class QueryEncoders:
         return encoder
 
     def _named(self, name: str) -> Encoder:
-        with self._lock:  # loading takes seconds and much memory: never twice at the same time
-            if name not in self._open:
-                self._open[name] = shared_encoder(name, self._settings)
-            return self._open[name]
+        encoder = shared_encoder(name, self._settings)
+        self._open.add(name)
+        return encoder

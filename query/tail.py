@@ -53,7 +53,7 @@ class Grown:
         self.rows = 0
 
     def append(self, values: NDArray[np.generic]) -> None:
-        """Add rows; the array is copied to twice its size when there is no room."""
+        """Add rows, shape (n, *width); the array is copied to twice its size when there is no room."""
         needed = self.rows + len(values)
         if needed > len(self._array):
             larger = np.empty((max(needed, 2 * len(self._array)), *self._array.shape[1:]), self._array.dtype)
@@ -63,7 +63,7 @@ class Grown:
         self.rows = needed
 
     def view(self) -> NDArray[np.generic]:
-        """The rows so far, without copying."""
+        """The rows so far, shape (rows, *width), without copying."""
         return self._array[: self.rows]
 
     def unshare(self) -> None:
@@ -120,9 +120,9 @@ class Tail:
         Raises
         ------
         CorruptError
-            An op that this version does not know, or an upsert or delete without an id.
+            An op that this version does not know, an upsert or delete without an id, or rows out of order.
         """
-        batch = _accepted(batch, span)
+        batch = _accepted(batch, span, where)
         ops = batch.column("op").to_pylist()
         if not set(ops) <= _KNOWN:
             raise CorruptError(
@@ -220,9 +220,11 @@ def _grown(dtype: type[np.generic], *width: int) -> Grown:
     return Grown(width, np.dtype(dtype))
 
 
-def _accepted(batch: pa.RecordBatch, span: AcceptedSpan) -> pa.RecordBatch:
+def _accepted(batch: pa.RecordBatch, span: AcceptedSpan, where: str) -> pa.RecordBatch:
     """Rows inside the span; the rule trims what lies below ``expected``. Runs (gap, lost) may begin below it and do nothing here."""
     offsets = batch.column("offset").to_numpy()
+    if (offsets[1:] < offsets[:-1]).any():  # trimming relies on it
+        raise CorruptError(f"{where}: rows are not in the order of their offsets", hint="only headwater may write to a vectors topic")
     inside = (offsets >= span.start_offset) & (offsets < span.next_offset)
     return batch if inside.all() else batch.filter(pa.array(inside))
 

@@ -50,7 +50,7 @@ def higher_is_better(metric: Metric) -> bool:
 
 
 def as_float32(matrix: NDArray[Any]) -> NDArray[np.float32]:
-    """Matrix in the form that `search` reads: float32, C order; converted once, when it is loaded."""
+    """Matrix, shape (n, d), in the form that `search` reads: float32, C order; converted once, when it is loaded."""
     return np.ascontiguousarray(matrix, dtype=np.float32)
 
 
@@ -117,7 +117,7 @@ def _knn(query: NDArray[np.float32], matrix: NDArray[np.float32], metric: Metric
         np.sqrt(np.maximum(scores, 0.0), out=scores)
     else:
         faiss.knn_inner_product(*place, selector)
-        np.nan_to_num(scores, copy=False, posinf=np.finfo(np.float32).max)  # a product beyond float32 is still the largest
+        np.minimum(scores, np.finfo(np.float32).max, out=scores)  # a product beyond float32 is still the largest
     kept = rows[0] >= 0  # a score that is not comparable (NaN) is never kept by faiss, so a place can stay empty
     return FlatHits(rows[0][kept], scores[0][kept])
 

@@ -225,6 +225,8 @@ def test_a_batch_of_queries_sees_one_snapshot(served: Served) -> None:
     fill(served)
     answer = served.post("query/batch", {"searches": [{"query": "east", "limit": 1}, {"limit": 2}]})
     assert [[point["id"] for point in found["points"]] for found in answer["result"]] == [["northeast"], ["east", "north"]]
+    alone = {"searches": [{"limit": 1, "consistency": {"min_offsets": {"0": 1}}}]}
+    assert served.post("query/batch", alone, 400)["status"]["error"]["code"] == "invalid_request"
 
 
 def test_media_and_thumbnails_come_from_the_log_and_only_if_they_are_what_was_indexed(served: Served) -> None:

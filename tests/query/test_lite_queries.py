@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from contracts.collection import FieldRecord
-from embedding.open_encoder import open_encoder
+from embedding.open_encoder import shared_encoder
 from tests.query.served import Served, serve
 from tests.query.writer import engines_for_test, own_field, writer
 
@@ -28,7 +28,7 @@ def picture(colour: str) -> bytes:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     engines = engines_for_test()
-    encoder = open_encoder("lite", engines.settings)
+    encoder = shared_encoder("lite", engines.settings)
     space, dimension = encoder.space.space_id, encoder.space.dimension
     fields = [
         FieldRecord(name="image", source="image", encoder="lite", space_id=space, dimension=dimension),

@@ -152,7 +152,7 @@ def run(seed: int, steps: int = 60) -> None:
         assert shown(node.partition.view) == history.ideal(history.made.next_offset), f"seed {seed}"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_node_shows_what_the_log_decided_after_every_step(seed: int) -> None:
     run(seed)

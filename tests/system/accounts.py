@@ -6,6 +6,7 @@ Never: takes the word of one side: the service is asked by count and by scan, th
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,17 @@ class Account:
 def scan(client: HeadwaterClient, collection: str, page_size: int = 100) -> Counter[str]:
     """How often each id comes in a full scan."""
     return Counter(hit.id for hit in client.scroll(collection, page_size=page_size))
+
+
+def doubled_in_pages(client: HeadwaterClient, collection: str, page_size: int = 500) -> int:
+    """Ids that come twice in one page of a scan.
+
+    A page is one snapshot; between two pages of a stream that flows, an update may move an id from a page that was read to one that will be.
+    """
+    hits, doubled = client.scroll(collection, page_size=page_size), 0
+    while page := [hit.id for hit in itertools.islice(hits, page_size)]:
+        doubled += len(page) - len(set(page))
+    return doubled
 
 
 def settled(engines: Engines, collection: CollectionRecord, acknowledged: Sequence[Acknowledged]) -> bool:

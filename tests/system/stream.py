@@ -2,7 +2,7 @@
 
     python -m tests.system.stream COLLECTION --pictures 2000 --rate 15 --journal FILE [--hurry FILE]     (settings from the environment)
 
-With `--hurry` the last fifth comes at a quarter of the rate until that file exists, so that what is tested meanwhile meets a stream that flows
+With `--hurry` the last fifth comes at a tenth of the rate until that file exists, so that what is tested meanwhile meets a stream that flows
 on a slow machine too. The journal is the oracle: one JSON line per acknowledged record, the last line only when all were acknowledged.
 """
 
@@ -122,12 +122,12 @@ class Journal:
 
 
 def paced(planned: Sequence[Step], rate: float, hurry: Path | None) -> Iterator[Step]:
-    """The steps at `rate` per second, the last fifth at a quarter of it until `hurry` exists; a late step does not delay the next."""
+    """The steps at `rate` per second, the last fifth at a tenth of it until `hurry` exists; a late step does not delay the next."""
     due = time.monotonic()
     for number, step in enumerate(planned):
         time.sleep(max(0.0, due - time.monotonic()))
         is_slow = hurry is not None and number >= 0.8 * len(planned) and not hurry.exists()
-        due += 4 / rate if is_slow else 1 / rate
+        due += 10 / rate if is_slow else 1 / rate
         yield step
 
 
