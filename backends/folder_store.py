@@ -306,7 +306,8 @@ class FolderStore:
     def _folder_of(self, key: str, create: bool = False) -> Iterator[tuple[int, str]]:
         """Open the folder that holds `key`, step by step and through no symbolic link; gives its descriptor and the last name."""
         *folders, name = key.split("/")
-        current = os.dup(self._root)
+        # Opened anew, not dup'ed: duplicates share one position in the directory, and two threads that list would skip each other's names.
+        current = os.open(".", _FOLDER_FLAGS, dir_fd=self._root)
         try:
             for folder in folders:
                 if create:

@@ -196,6 +196,11 @@ class KafkaReader:
             self._client.close(timeout_ms=_CLOSE_MS)
 
 
+def _note_commit(offsets: Any, outcome: Any) -> None:
+    if isinstance(outcome, Exception):
+        logger.warning("advisory commit was not stored: %s", type(outcome).__name__)
+
+
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
     """Notes what the group did, on the I/O thread."""
 
@@ -286,11 +291,11 @@ class KafkaGroupReader(KafkaReader):
         return self._changes.take()
 
     def commit(self, partition: int, committed: CommittedOffset) -> None:
-        """See `contracts.log.GroupReader.commit`; a commit that a rebalance refuses is dropped with a warning."""
+        """See `contracts.log.GroupReader.commit`; does not wait, and a commit that a rebalance refuses is dropped with a warning."""
         offsets = {self._at(partition): OffsetAndMetadata(committed.offset, committed.metadata, -1)}
         try:
             with mapped(f"committing to group {self._group}"):
-                self._client.commit(offsets, timeout_ms=_COMMIT_MS)
+                self._client.commit_async(offsets, callback=_note_commit)
         except UnavailableError as error:
             logger.warning("advisory commit was not stored: %s", error)
 

@@ -6,6 +6,8 @@ Never: makes a metric at import, or labels by anything unbounded (ids, keys).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300)
@@ -41,6 +43,12 @@ class Metrics:
         self.store_requests = self._counter("store_requests", "requests to the object store", "op", "outcome")
         self.tail_rows = self._gauge("tail_rows", "searchable rows that are in no loaded segment", "collection")
         self.index_bytes = self._gauge("index_bytes", "bytes of the index in memory by tier", "collection", "tier")
+
+    def set_lag(self, collection: str, stage: str, records: Mapping[int, int], seconds: float) -> None:
+        """Set both lags of a stage: records by partition, and the age of the oldest record that is not done."""
+        for partition, count in records.items():
+            self.lag_records.labels(collection, stage, str(partition)).set(count)
+        self.lag_seconds.labels(collection, stage).set(seconds)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"headwater_{name}", text, labels, registry=self.registry)

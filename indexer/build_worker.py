@@ -16,6 +16,7 @@ from ulid import ULID
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, FencedError, HeadwaterError, SnapshotError, UnavailableError
+from contracts.head_lag import HeadLag
 from contracts.log import CommittedOffset, GroupReader, LogProducer
 from contracts.manifest import Manifest
 from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
@@ -48,6 +49,7 @@ class BuildWorker:
         self._starts: dict[int, float] = {}
         self._retry_commit: dict[int, float] = {}
         self._metrics_due = 0.0
+        self._lag = HeadLag()
         self._producer: LogProducer
         self._renew_producer = threading.Event()
 
@@ -156,10 +158,12 @@ class BuildWorker:
         if now < self._metrics_due:
             return
         self._metrics_due = now + METRICS_SECONDS
-        bounds = self.engines.log.bounds(self.index.vectors_topic)
         metrics, name = self.engines.metrics, self.collection.name
-        for partition, builder in self.builders.items():
-            metrics.lag_records.labels(name, "index", str(partition)).set(max(0, bounds[partition].next_offset - builder.vectors_offset))
+        heads = {p: b.next_offset for p, b in self.engines.log.bounds(self.index.vectors_topic).items() if p in self.builders}
+        done = {partition: builder.vectors_offset for partition, builder in self.builders.items()}
+        self._lag.observe(heads, now)
+        self._lag.forget(done)
+        metrics.set_lag(name, "index", self._lag.records(done), self._lag.seconds(done, now))
         metrics.segments.labels(name, "committed").set(sum(len(b.manifest.segments) for b in self.builders.values()))
         metrics.segments.labels(name, "growing").set(sum(b.growing is not None for b in self.builders.values()))
         metrics.segment_bytes.labels(name).set(sum(s.size_bytes for b in self.builders.values() for s in b.manifest.segments))

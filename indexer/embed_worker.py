@@ -11,10 +11,9 @@ Never: trusts the group for a position, or goes on after a produce error without
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from contracts.collection import CollectionRecord, IndexRecord
 from contracts.encoder import Encoder
 from contracts.engines import Engines
 from contracts.errors import CorruptError, HeadwaterError, SettingsError, SnapshotError, UnavailableError
+from contracts.head_lag import HeadLag
 from contracts.log import CommittedOffset, GroupReader, LogRecord
 from indexer.decode import Decoder
 from indexer.embed import check_spaces, embed_slices
@@ -42,7 +42,7 @@ class _Run:
     """A stretch of work on one partition since it was last sought. Slices of an older run are dropped.
 
     ``fetched_next``: media offset behind what was fetched; ``sent_next``: behind what was handed to the producer;
-    ``checked_next``: `sent_next` as the watchdog saw it last time.
+    ``checked_next``: `sent_next` as the watchdog saw it last time; ``committed_next``: what the group was told last.
     """
 
     number: int
@@ -50,6 +50,7 @@ class _Run:
     fetched_next: int
     sent_next: int
     checked_next: int
+    committed_next: int
 
 
 class EmbedWorker:
@@ -71,12 +72,14 @@ class EmbedWorker:
         self.decoder = Decoder(collection, index, encoder, engines.settings)
         self.runs: dict[int, _Run] = {}
         self._run_numbers = 0
-        self._queue: queue.SimpleQueue[_Queued] = queue.SimpleQueue()
+        self._queue: deque[_Queued] = deque()
         self._queued_bytes = 0
-        self._lock = threading.Lock()
+        self._arrived = threading.Condition()  # of the two above
         self._restarts: dict[int, float] = {}  # partition -> when to try (again)
         self._stop = threading.Event()
         self._renew_producer = threading.Event()
+        self._lag = HeadLag()
+        self._commit_due = 0.0
         self._failure: BaseException | None = None
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -158,6 +161,7 @@ class EmbedWorker:
             try:
                 scan = source.chain_scan()
                 start = scan.advance()
+                scan.close()  # the watchdog goes on with it, in its own thread
                 source.check_media_bounds(start)
             except (UnavailableError, SnapshotError) as error:
                 logger.warning("partition %d cannot start yet: %s", partition, error)
@@ -168,7 +172,7 @@ class EmbedWorker:
                 self.engines.metrics.records.labels(self.collection.name, "embed", "stopped").inc()
                 continue
             self._run_numbers += 1
-            self.runs[partition] = _Run(self._run_numbers, scan, start, start, start)
+            self.runs[partition] = _Run(self._run_numbers, scan, start, start, start, start)
             reader.seek(partition, start)
             logger.info("partition %d of %s goes on at media offset %d", partition, self.collection.name, start)
 
@@ -184,9 +188,11 @@ class EmbedWorker:
                 slices, end = [FetchedSlice(partition, run.number, end, position, [])], position
             run.fetched_next = end
             for fetched in slices:
-                with self._lock:
+                decoding = pool.submit(self.decoder.decode, fetched)
+                with self._arrived:
+                    self._queue.append((fetched, decoding))
                     self._queued_bytes += fetched.size_bytes
-                self._queue.put((fetched, pool.submit(self.decoder.decode, fetched)))
+                    self._arrived.notify()
 
     def _balance(self, reader: GroupReader) -> None:
         """Pause fetching while the queue is full; polling goes on, so that the group keeps this member."""
@@ -197,57 +203,52 @@ class EmbedWorker:
         elif self._queued_bytes < limit // 2:
             reader.resume(self.runs)
 
-    _advisory_due = 0.0
-
     def _commit_advisory(self, reader: GroupReader) -> None:
+        """Tell the group, every few seconds, how far the chain was seen to reach; nobody starts from it."""
         now = self.engines.clock.monotonic_seconds()
-        if now < self._advisory_due:
+        if now < self._commit_due:
             return
-        self._advisory_due = now + ADVISORY_COMMIT_SECONDS
-        bounds = self.engines.log.bounds(self.collection.source_topic)
+        self._commit_due = now + ADVISORY_COMMIT_SECONDS
         for partition, run in list(self.runs.items()):
-            done = run.scan.chain.expected
-            reader.commit(partition, CommittedOffset(done))
-            lag = max(0, bounds[partition].next_offset - max(done, run.sent_next))
-            self.engines.metrics.lag_records.labels(self.collection.name, "embed", str(partition)).set(lag)
+            reached = run.scan.chain.expected
+            if reached > run.committed_next:
+                reader.commit(partition, CommittedOffset(reached))
+                run.committed_next = reached
 
     # ---- embed and publish -------------------------------------------------------------------------------------------
 
     def _embed_loop(self, publisher: Publisher) -> None:
         while not self._stop.is_set():
-            try:
-                first = self._queue.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                continue
+            slices = self._take_slices()
             if self._renew_producer.is_set():
                 self._renew_producer.clear()
                 publisher.renew()
-            slices = self._ready_slices(first)
+            if not slices:
+                continue
             with self.engines.metrics.stage.labels("embed").time():
                 embed_slices(slices, self.index, self.encoder, self.engines.settings.embed_batch_items)
-            items = sum(len(decoded.items) for decoded in slices)
-            if items:
-                self.engines.metrics.embed_batch_items.labels(self.collection.name).observe(items)
+            self.engines.metrics.embed_batch_items.labels(self.collection.name).observe(sum(len(decoded.items) for decoded in slices))
             for decoded in slices:
                 self._publish(publisher, decoded)
 
-    def _ready_slices(self, first: _Queued) -> list[DecodedSlice]:
+    def _take_slices(self) -> list[DecodedSlice]:
         """The first slice, waited for, and those behind it that are decoded by now: batches grow by themselves under load."""
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: self._queue, POLL_SECONDS):
+                return []
+            taken = [self._queue.popleft()]
+            items = len(taken[0][0].records)
+            while self._queue and self._queue[0][1].done() and items < self.engines.settings.embed_batch_items:
+                taken.append(self._queue.popleft())
+                items += len(taken[-1][0].records)
         slices: list[DecodedSlice] = []
-        queued: _Queued | None = first
-        items = 0
-        while queued is not None:
-            fetched, future = queued
-            with self._lock:
-                self._queued_bytes -= fetched.size_bytes
+        for fetched, decoding in taken:
             if self._is_current(fetched):
-                slices.append(future.result())
-                items += len(slices[-1].items)
+                slices.append(decoding.result())
             else:
-                future.cancel()
-            queued = None
-            if items < self.engines.settings.embed_batch_items and not self._queue.empty():
-                queued = self._queue.get()
+                decoding.cancel()
+        with self._arrived:
+            self._queued_bytes -= sum(fetched.size_bytes for fetched, _ in taken)
         return slices
 
     def _is_current(self, fetched: FetchedSlice) -> bool:
@@ -284,14 +285,34 @@ class EmbedWorker:
 
     def _watchdog_loop(self) -> None:
         """Read back what was written: an acknowledged batch may still be lost or dropped by the chain rule."""
+        watched: dict[int, ChainScan] = {}
         while not self._stop.wait(self.engines.settings.embed_watchdog_seconds):
-            for partition, run in list(self.runs.items()):
+            runs = dict(self.runs)
+            current = {run.number: run.scan for run in runs.values()}
+            for number in watched.keys() - current.keys():
+                watched[number].close()
+            watched = current
+            for partition, run in runs.items():
                 try:
                     self._check_run(partition, run)
                 except (UnavailableError, SnapshotError) as error:
                     logger.warning("the watchdog cannot read partition %d: %s", partition, error)
                     if isinstance(error, SnapshotError):
                         self._go_back(partition, run.number, error)
+            self._measure_lag(runs)
+        for scan in watched.values():
+            scan.close()
+
+    def _measure_lag(self, runs: Mapping[int, _Run]) -> None:
+        try:
+            heads = {p: b.next_offset for p, b in self.engines.log.bounds(self.collection.source_topic).items() if p in runs}
+        except UnavailableError:
+            return  # the fetch loop tells
+        now = self.engines.clock.monotonic_seconds()
+        done = {partition: run.sent_next for partition, run in runs.items()}
+        self._lag.observe(heads, now)
+        self._lag.forget(done)
+        self.engines.metrics.set_lag(self.collection.name, "embed", self._lag.records(done), self._lag.seconds(done, now))
 
     def _check_run(self, partition: int, run: _Run) -> None:
         sent = run.sent_next

@@ -115,6 +115,7 @@ class ChainScan:
         self.source = source
         self.chain = Chain(manifest.incarnation, manifest.media_topic_id, manifest.checkpoint.media_offset)
         self.vectors_offset = manifest.checkpoint.vectors_offset
+        self._reader: LogReader | None = None
 
     def advance(self) -> int:
         """Walk to the vectors topic's present end; returns the media offset expected next.
@@ -130,12 +131,16 @@ class ChainScan:
             raise SnapshotError(f"{topic}/{partition}: offset {self.vectors_offset} is below the log's start", hint="take the newest manifest")
         if self.vectors_offset >= bounds.next_offset:
             return self.chain.expected
-        reader = self.source.engines.log.reader(topic, {partition: self.vectors_offset})
-        try:
-            self._walk(reader, bounds.next_offset)
-        finally:
-            reader.close()
+        if self._reader is None:
+            self._reader = self.source.engines.log.reader(topic, {partition: self.vectors_offset})
+        self._walk(self._reader, bounds.next_offset)
         return self.chain.expected
+
+    def close(self) -> None:
+        """Let go of the reader; a later `advance`, also of another thread, opens one anew."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
 
     def _walk(self, reader: LogReader, end: int) -> None:
         while self.vectors_offset < end:

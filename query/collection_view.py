@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
 from contracts.errors import HeadwaterError, UnavailableError
+from contracts.head_lag import HeadLag
 from query.follow import ManifestFollower
 from query.hot_load import check_identity
 from query.partition import Partition
 from query.partition_view import PartitionView
 from query.parts import Part
-from query.staleness import Staleness
 from query.tail_reader import TailReader
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class CollectionView:
         self.record, self.index = record, record.index()
         self._engines = engines
         self._partitions = {number: Partition(record, self.index, number) for number in range(record.partitions)}
-        self._staleness = Staleness()
+        self._staleness = HeadLag()
         self._tail = TailReader(engines, record, self.index, self._partitions, self._notice)
         self._follower = ManifestFollower(engines, record, self.index, self._partitions, self._tail.start_partition)
         self._started = False
@@ -170,7 +170,7 @@ class CollectionView:
             return
         expected = snapshot.expected
         self._staleness.forget(expected)
-        self._set_gauges(snapshot, self._staleness.seconds(expected, now), self._staleness.lag(expected))
+        self._set_gauges(snapshot, self._staleness.seconds(expected, now), self._staleness.records(expected))
 
     def _set_gauges(self, snapshot: CollectionSnapshot, staleness_seconds: float, lag: Mapping[int, int]) -> None:
         metrics, name = self._engines.metrics, self.record.name

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -213,3 +214,25 @@ def test_closing_twice_does_no_harm(tmp_path: Path) -> None:
     with (tmp_path / "other").open("wb") as other:  # may get the number that the store had
         store.close()
         other.write(b"still open")
+
+
+def test_threads_that_list_the_same_folder_at_once_each_see_every_object(tmp_path: Path) -> None:
+    """A folder's descriptor carries a reading position; sharing one made listings come out short."""
+    store = FolderStore(tmp_path)
+    keys = [f"n/name-{n}/x.json" for n in range(20)]
+    for key in keys:
+        store.put_if_absent(key, b"{}")
+    short: list[int] = []
+
+    def look() -> None:
+        for _ in range(150):
+            found = [info.key for info in store.list("n/")]
+            if found != keys and sorted(found) != sorted(keys):
+                short.append(len(found))
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert short == []

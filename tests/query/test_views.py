@@ -14,12 +14,12 @@ from backends.catalog.admin import delete_collection
 from contracts.chain import BatchSpan
 from contracts.engines import Engines
 from contracts.errors import HeadwaterError, UnavailableError
+from contracts.head_lag import HeadLag
 from contracts.object_keys import CollectionKeys
 from contracts.store import ObjectStore
 from contracts.vectors_batch import BatchItem, batch_headers, build_batch, encode_batch
 from query.collection_view import CollectionView
 from query.discovery import Collections
-from query.staleness import Staleness
 from tests.query.conftest import caught_up, ids_of, wait_until
 from tests.query.writer import Writer, create, engines_for_test, writer
 
@@ -296,7 +296,7 @@ def test_a_manifest_written_for_another_topic_is_refused(engines: Engines) -> No
 
 
 def test_staleness_counts_from_the_first_head_that_answers_do_not_hold() -> None:
-    staleness = Staleness()
+    staleness = HeadLag()
     assert staleness.seconds({0: 0}, 100.0) == 0
     for head, at in ((10, 100.0), (20, 101.0), (30, 102.0)):
         staleness.observe({0: head}, at)
@@ -305,7 +305,7 @@ def test_staleness_counts_from_the_first_head_that_answers_do_not_hold() -> None
     assert staleness.seconds({0: 30}, 103.0) == 0
     staleness.forget({0: 20})
     assert staleness.seconds({0: 25}, 103.0) == 1.0
-    assert staleness.lag({0: 25}) == {0: 5}
+    assert staleness.records({0: 25}) == {0: 5}
 
 
 def test_a_view_says_how_far_it_is_behind_the_media_log(made: Writer, open_view: Open) -> None:

@@ -1,6 +1,6 @@
-"""How far answers are behind the media log: per partition, since when the log's head has been ahead of what is searchable.
+"""How far something is behind a topic's head, in records and in seconds: since when the head has been ahead of what is done.
 
-Takes: heads of the media topic, seen about once a second, and the offsets that views expect. Gives: seconds. Owns: the observations.
+Takes: heads of a topic, seen every second or few, and the offsets that are done. Gives: lag. Owns: the observations.
 Never: reads a record's time: a producer's clock may say anything.
 """
 
@@ -14,7 +14,7 @@ MAX_OBSERVATIONS = 4096
 """Per partition; beyond, every second one is dropped, which makes the answer coarser and never smaller than what is kept first."""
 
 
-class Staleness:
+class HeadLag:
     """Observations of heads; thread-safe."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Staleness:
                 while seen and len(seen) > 1 and seen[0][0] <= offset:
                     seen.popleft()
 
-    def lag(self, expected: Mapping[int, int]) -> dict[int, int]:
+    def records(self, expected: Mapping[int, int]) -> dict[int, int]:
         """Records between what is searchable and the newest head that was seen, by partition."""
         with self._lock:
             return {partition: max(0, self._seen[partition][-1][0] - offset) for partition, offset in expected.items() if self._seen.get(partition)}
