@@ -14,7 +14,7 @@ test:            ## everything, on real Kafka and MinIO
 
 test-fast:       ## no servers, no model, no browser
 	@$(PYTHON) -m deploy.setup dev
-	@$(BIN)/python -m pytest -q -m "not kafka and not minio and not model and not browser and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 -m "not kafka and not minio and not model and not browser and not slow" $(ARGS)
 
 lint:
 	@$(PYTHON) -m deploy.setup dev

@@ -47,7 +47,7 @@ def main() -> int:
     if stack("start") != 0:
         problems.append("the local stack did not start: tests of Kafka and MinIO are skipped; the lines above say what to install")
     try:
-        code = subprocess.run([str(PYTHON), "-m", "pytest", *sys.argv[1:]], cwd=ROOT, check=False).returncode
+        code = subprocess.run([str(PYTHON), "-m", "pytest", "-n", "2", *sys.argv[1:]], cwd=ROOT, check=False).returncode
     finally:
         if not was_running:
             stack("stop")

@@ -63,3 +63,5 @@ def set_up_logging(settings: Settings, *, as_json: bool | None = None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(secrets, not sys.stderr.isatty() if as_json is None else as_json))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # It warns whenever another thread held the interpreter for 100 ms, as loading a model does: nothing that an operator can act on.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)

@@ -59,6 +59,8 @@ def role(name: RoleName, engines: Engines, collections: Sequence[str] | None = N
 
         return lambda stop: run_query(engines, stop, on_ready)
     except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("indexer", "query", "embedding", "vectors", "backends", "contracts"):
+            raise  # a module of our own is missing: a broken installation, not a missing extra
         extra = "query" if name == "query" else "indexer"
         raise SettingsError(f"role {name} needs the package {error.name}", hint=f"pip install 'headwater[{extra}]'") from error
 

@@ -157,7 +157,7 @@ def _run(view: CollectionView, pinned: CollectionSnapshot, work: Work, started: 
     body: dict[str, Any] = {"result": answer.result, "status": "ok", "time": round(perf_counter() - started, 6)}
     if answer.usage:
         body["usage"] = answer.usage
-    body["freshness"] = view.freshness(pinned)
+    body["freshness"] = view.freshness(answer.snapshot or pinned)
     data = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
     return Response(data, 200, NO_SNIFF, "application/json")
 

@@ -25,15 +25,17 @@ from query.hits import Shown, lineage_of, show_point
 from query.http_models import CountRequest, QueryRequest, ScrollRequest, Selection
 from query.media import Media, MediaReader
 from query.query_vectors import ByMedia, ByVector, QueryEncoders, Wanted, checked_vector, choose_field, in_metric, parse_query
-from query.search import RowRef, ScrollPlace, VectorSearch
+from query.scroll_pins import ScrollPins
+from query.search import RowRef, VectorSearch
 
 
 @dataclass(slots=True)
 class Answer:
-    """A result, and what it cost."""
+    """A result, what it cost, and the snapshot that it is from where that is an older one than was given."""
 
     result: Any
     usage: dict[str, int] = field(default_factory=dict)
+    snapshot: CollectionSnapshot | None = None
 
 
 class Pipeline:
@@ -49,6 +51,7 @@ class Pipeline:
         self._engines = engines
         self.encoders = QueryEncoders(engines.settings)
         self._media = MediaReader(engines)
+        self._scrolls = ScrollPins(engines.clock)
 
     # ---- points/query -------------------------------------------------------------------------------------------
     def query(self, snapshot: CollectionSnapshot, request: QueryRequest) -> Answer:
@@ -103,17 +106,17 @@ class Pipeline:
 
     # ---- the other reads ----------------------------------------------------------------------------------------
     def scroll(self, snapshot: CollectionSnapshot, request: ScrollRequest) -> Answer:
-        """A page of a full scan in (partition, offset, item) order; raises as `query`."""
+        """A page of a full scan in (partition, offset, item) order, all pages from the first one's snapshot; raises as `query`."""
         self._check_limit(request.limit)
         chosen = parse_filter(request.filter, snapshot.record.attributes)
         try:
-            start = None if request.offset is None else ScrollPlace.parse(request.offset)
+            pin, start, snapshot = self._scrolls.open(request.offset, snapshot)
         except ValueError as error:
             raise SettingsError(f"offset: {error}", hint="pass on next_page_offset as it came", code="invalid_offset") from None
         with self._timed(snapshot, "scan"):
             refs, following = plan.scroll(snapshot, start, request.limit, chosen)
         points = self.show(snapshot, refs, request, payload=True)
-        return Answer({"points": points, "next_page_offset": None if following is None else str(following)})
+        return Answer({"points": points, "next_page_offset": self._scrolls.close(pin, snapshot, following)}, snapshot=snapshot)
 
     def count(self, snapshot: CollectionSnapshot, request: CountRequest) -> Answer:
         """Number of points that pass the filter; raises as `query`."""

@@ -114,6 +114,21 @@ def test_scroll_pages_hold_every_live_row_exactly_once_and_count_agrees(served: 
     assert served.post("count", {"exact": True})["result"] == {"count": len(wanted)}
 
 
+def test_a_scan_over_several_pages_reads_the_snapshot_of_its_first(served: Served) -> None:
+    for number in range(6):
+        served.made.put(f"a{number}")
+    served.settle()
+    first = served.post("scroll", {"limit": 3})["result"]
+    served.made.put("a0")  # moves to the end of the media log: without a pin the scan would meet it again
+    served.made.remove("a5")
+    served.settle()
+    second = served.post("scroll", {"limit": 50, "offset": first["next_page_offset"]})
+    assert [point["id"] for point in first["points"] + second["result"]["points"]] == [f"a{n}" for n in range(6)]
+    assert second["freshness"]["offsets"] != served.post("count", {})["freshness"]["offsets"]
+    elsewhere = served.post("scroll", {"limit": 50, "offset": "0123456789abcdef:0/0/0"})["result"]["points"]
+    assert [point["id"] for point in elsewhere] == ["a1", "a2", "a3", "a4", "a0"]  # a pin of another node: the newest snapshot
+
+
 @pytest.mark.parametrize(
     "hostile", ["t/0/5/0", "a/media", "x/lineage", "<img src=x onerror=alert(1)>", "ä\u2028\"'\\", "a b?c#d%2F&e=f", "..%2f..", "\U0001f600" * 20]
 )

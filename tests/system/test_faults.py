@@ -47,6 +47,7 @@ def test_a_wrong_store_password_ends_a_role_with_exit_code_2_and_one_line(stack_
     assert wrong not in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_ends_a_role_with_exit_code_4_and_one_line(embedded_site: Site) -> None:
     store = {"HEADWATER_STORE_URL": f"s3://127.0.0.1:{free_port()}/nothing", "HEADWATER_STORE_ACCESS_KEY": "a", "HEADWATER_STORE_SECRET_KEY": "b"}
     answer = command(embedded_site, "run", "index", **store)
@@ -78,6 +79,7 @@ def produce(site: Site, record: CollectionRecord, ids: Sequence[str], matrix: np
         return producer.next_offsets
 
 
+@pytest.mark.slow
 def test_a_query_node_that_comes_back_empty_gives_the_same_answers(site: Site) -> None:
     """Half is committed, half is in the tail; a node without a cache builds the same state from store and log."""
     name, matrix = unique("empty"), vectors(600)
