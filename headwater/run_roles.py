@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from contracts.engines import Engines
 from contracts.errors import HeadwaterError, SettingsError, UnavailableError
 
 logger = logging.getLogger(__name__)
+
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter while others wait; Python's own 5 ms is what each of a small record's many short calls into
+Arrow, SQLite or torch then waits for (measured embedded at 250 one-row records a second with a busy reader: docs/benchmarks.md)."""
 
 RoleName = Literal["embed", "index", "query"]
 Role = Callable[[threading.Event], None]
@@ -95,6 +100,7 @@ class RoleRunner:
             self._ended.put(name)
 
     def __enter__(self) -> Self:
+        sys.setswitchinterval(SWITCH_SECONDS)
         for thread in self._threads:
             thread.start()
         return self

@@ -7,7 +7,7 @@ Owns: the meaning of live. Never: changes an array that a query may hold.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,8 @@ class Part:
         By field.
     live : NDArray[np.bool_]
         shape (n,); False for a row that a newer version or a delete took away.
+    newest_row : callable, optional
+        The tail's look-up of an id: None where it never came; the row of its newest version, which may lie behind this part's rows.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Part:
     columns: RowColumns
     vectors: Mapping[str, VectorColumn]
     live: NDArray[np.bool_]
+    newest_row: Callable[[str], int | None] | None = None
 
     @property
     def rows(self) -> int:
@@ -134,7 +137,14 @@ class Part:
         return version_order(*(batch.column(name)[at].as_py() for name in ("offset", "item", "origin_offset", "origin_item")))
 
     def find_id(self, item_id: str) -> int | None:
-        """Live row of that id, or None; compares whole ids, batch by batch."""
+        """Live row of that id, or None; asks the tail's look-up, else compares whole ids, batch by batch."""
+        if self.newest_row is not None:
+            newest = self.newest_row(item_id)
+            if newest is None:
+                return None
+            if 0 <= newest < self.rows:
+                return newest if self.live[newest] else None
+            # superseded or deleted after this part was published: the row that this part shows is found the slow way
         for batch, start in zip(self.batches, self.starts, strict=True):
             rows = np.flatnonzero(np.asarray(pc.equal(batch.column("id"), item_id).fill_null(False))) + start
             rows = rows[self.live[rows]]

@@ -196,7 +196,12 @@ class Tail:
             name: VectorColumn(grown.view(), None, self._present[name].view())  # type: ignore[arg-type]
             for name, grown in self._matrices.items()
         }
-        return Part(TAIL, tuple(self._batches), starts, columns, vectors, self._live.view())  # type: ignore[arg-type]
+        return Part(TAIL, tuple(self._batches), starts, columns, vectors, self._live.view(), self._newest_row)  # type: ignore[arg-type]
+
+    def _newest_row(self, item_id: str) -> int | None:
+        """Row of an id's newest entry (`NO_ROW` for a delete), or None; ids are never forgotten, so None holds for every earlier part too."""
+        entry = self.newest.get(item_id)
+        return None if entry is None else entry.row
 
     def trimmed(self, media_offset: int) -> Tail:
         """A new tail of what lies at or above a media offset; this one stays as it is."""
