@@ -1,6 +1,6 @@
 """One SQLite file that holds a log: schema, connections, and what the connections of one process share.
 
-Takes: a path. Gives: configured connections, sqlite3's errors in our words, the in-process wake-up.
+Takes: a path. Gives: configured connections, sqlite3's errors in our words, the watch that wakes readers.
 Owns: the table layout and its version (``PRAGMA user_version``), the packing of headers. Never: knows offsets or groups.
 
 Durability: write-ahead log with ``synchronous=FULL``, so a commit that returned has been fsynced
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backends.log_rules import closed, new_identity
+from backends.sqlite_watch import TopicWatch
 from contracts.errors import CorruptError, HeadwaterError, SettingsError, UnavailableError
 from contracts.log import Headers
 
@@ -54,24 +55,14 @@ class SharedFile:
     ----------
     append_lock : threading.Lock
         Held around write transactions, so that threads of one process queue here and not in SQLite's busy back-off.
+    watch : TopicWatch
+        Wakes the readers.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.append_lock = threading.Lock()
-        self._changed = threading.Condition()
-        self.appends = 0
-
-    def notify(self) -> None:
-        """Wake this process's readers after a commit."""
-        with self._changed:
-            self.appends += 1
-            self._changed.notify_all()
-
-    def wait(self, seen_appends: int, timeout_seconds: float) -> None:
-        """Return once `appends` differs from `seen_appends`, or when time is over."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.appends != seen_appends, timeout_seconds)
+        self.watch = TopicWatch(path)
 
 
 _shared: dict[Path, SharedFile] = {}
@@ -148,7 +139,7 @@ def connect(path: Path, *, lock_seconds: float, durable: bool = True) -> sqlite3
 
 @contextmanager
 def transaction(connection: sqlite3.Connection, shared: SharedFile) -> Iterator[None]:
-    """A write transaction, alone in this process; readers are woken after its commit."""
+    """A write transaction, alone in this process; the readers' watch is told of its commit."""
     with shared.append_lock:
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -158,7 +149,7 @@ def transaction(connection: sqlite3.Connection, shared: SharedFile) -> Iterator[
             if connection.in_transaction:  # SQLite itself rolls back after some errors, a full disk among them
                 connection.execute("ROLLBACK")
             raise
-    shared.notify()
+    shared.watch.look()
 
 
 def prepare(shared: SharedFile, lock_seconds: float) -> None:

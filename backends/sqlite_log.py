@@ -3,14 +3,13 @@
 Takes: a path. Gives: `SqliteLog`, an implementation of `contracts.log.Log`. Owns: reads and administration.
 Never: works on a network file system (SQLite's locks do not); never keeps a reader's position.
 
-Readers notice other processes' commits by ``PRAGMA data_version`` (https://www.sqlite.org/pragma.html#pragma_data_version),
-which costs microseconds, and those of their own process by a condition.
+Readers are woken by `backends.sqlite_watch`, which notices commits by ``PRAGMA data_version``
+(https://www.sqlite.org/pragma.html#pragma_data_version).
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +21,6 @@ from backends.sqlite_group import SqliteMembership
 from backends.sqlite_producer import SqliteProducer, delete_below, topic_row
 from contracts.log import LogRecord, OffsetBounds, TopicInfo, TopicSpec
 
-_FIRST_LOOK_SECONDS = 0.002
-_LAST_LOOK_SECONDS = 0.010
 _GROUP_CHECK_SECONDS = 0.5
 
 _BOUNDS = "SELECT p.partition, p.start_offset, p.next_offset FROM topics t JOIN partitions p ON p.topic=t.id WHERE t.name=? ORDER BY p.partition"
@@ -50,6 +47,7 @@ class _SqliteSource:
         self._lock = threading.Lock()
         with mapped(shared.path):
             self._connection = connect(shared.path, lock_seconds=lock_seconds)
+        shared.watch.join()
 
     def bounds(self) -> dict[int, OffsetBounds]:
         with self._lock, mapped(self._shared.path):
@@ -72,23 +70,13 @@ class _SqliteSource:
         return found
 
     def changes(self) -> int:
-        with self._lock, mapped(self._shared.path):
-            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        return self._shared.watch.changes(self._topic)
 
     def wait(self, seen: int, timeout_seconds: float) -> None:
-        deadline = time.monotonic() + timeout_seconds
-        look_seconds = _FIRST_LOOK_SECONDS
-        while True:
-            appends = self._shared.appends
-            if self.changes() != seen:
-                return
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                return
-            self._shared.wait(appends, min(look_seconds, remaining))
-            look_seconds = min(look_seconds * 1.5, _LAST_LOOK_SECONDS)
+        self._shared.watch.wait(self._topic, seen, timeout_seconds)
 
     def close(self) -> None:
+        self._shared.watch.leave(self._topic)
         with self._lock:
             self._connection.close()
 

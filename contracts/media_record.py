@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,20 +98,44 @@ class _Envelope:
 
 def read_media_record(record: LogRecord, collection: CollectionRecord, limits: RecordLimits) -> list[MediaItem | RejectedItem]:
     """Items of one record, in item order; never raises for what the record holds."""
-    produced_at_us = min(max(record.timestamp_ms, 0) * 1000, typed.MAX_TIME_US)  # a producer chooses it: any 64-bit number
-    try:
-        if len(record.headers) > MAX_HEADERS:
-            raise RecordError("bad_envelope", f"{len(record.headers)} headers, more than {MAX_HEADERS}")
-        if record.value is None:
-            return [MediaItem(record.offset, 0, _delete_id(record, collection), produced_at_us, produced_at_us, is_delete=True)]
-        envelope = _open(record)
-        if envelope.content_type == ARROW_TYPE:
-            from contracts.media_rows import read_rows  # the only form that needs Arrow tables
+    return read_media_records([record], collection, limits)[0]
 
-            return read_rows(record, collection, limits, produced_at_us)
-        return [_single_item(record, envelope, collection, limits, produced_at_us)]
-    except RecordError as error:
-        return [RejectedItem(record.offset, 0, error.reason, error.message, produced_at_us)]
+
+def read_media_records(records: Sequence[LogRecord], collection: CollectionRecord, limits: RecordLimits) -> list[list[MediaItem | RejectedItem]]:
+    """Items of each record, as `read_media_record` gives them; Arrow records are read together, which is what makes small ones cheap."""
+    out: list[list[MediaItem | RejectedItem]] = [[] for _ in records]
+    arrow: list[int] = []
+    for at, record in enumerate(records):
+        try:
+            found = _read_one(record, collection, limits)
+        except RecordError as error:
+            found = [RejectedItem(record.offset, 0, error.reason, error.message, _produced_at_us(record))]
+        if found is None:
+            arrow.append(at)
+        else:
+            out[at] = found
+    if arrow:
+        from contracts.media_rows import read_rows  # the only form that needs Arrow tables
+
+        rows = read_rows([records[at] for at in arrow], collection, limits, [_produced_at_us(records[at]) for at in arrow])
+        for at, items in zip(arrow, rows, strict=True):
+            out[at] = items
+    return out
+
+
+def _read_one(record: LogRecord, collection: CollectionRecord, limits: RecordLimits) -> list[MediaItem | RejectedItem] | None:
+    """Items of a record of any form but Arrow, for which it gives None."""
+    produced_at_us = _produced_at_us(record)
+    if len(record.headers) > MAX_HEADERS:
+        raise RecordError("bad_envelope", f"{len(record.headers)} headers, more than {MAX_HEADERS}")
+    if record.value is None:
+        return [MediaItem(record.offset, 0, _delete_id(record, collection), produced_at_us, produced_at_us, is_delete=True)]
+    envelope = _open(record)
+    return None if envelope.content_type == ARROW_TYPE else [_single_item(record, envelope, collection, limits, produced_at_us)]
+
+
+def _produced_at_us(record: LogRecord) -> int:
+    return min(max(record.timestamp_ms, 0) * 1000, typed.MAX_TIME_US)  # a producer chooses it: any 64-bit number
 
 
 def default_id(record: LogRecord, item: int) -> str:

@@ -3,12 +3,13 @@
 One record holds many rows; a row is an item, numbered from 0. Columns: `id` utf8, one list column of floats per vector field, and optionally
 `text`, `attributes` (utf8 JSON), `acl` list<utf8>, `time` timestamp.
 
-Takes: the record's Arrow stream. Gives: items, wanted or rejected row by row. Owns: the checks on own vectors.
+Takes: records' Arrow streams. Gives: items, wanted or rejected row by row. Owns: the checks on own vectors.
 Never: lets a vector with NaN, a wrong length or no direction into a batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,30 +26,75 @@ from contracts.media_record import MediaItem, RecordLimits, RejectedItem, check_
 FLOAT16_MAX = 65504.0
 
 
-def read_rows(record: LogRecord, collection: CollectionRecord, limits: RecordLimits, produced_at_us: int) -> list[MediaItem | RejectedItem]:
-    """Items of an Arrow record; RecordError rejects the record whole, a bad row is rejected alone."""
-    table = _open_stream(record.value or b"", limits)
-    fields = [field for index in collection.indexes for field in index.fields if field.source == "vector"]
-    columns = {field.name: _vectors(table, field) for field in fields}
-    if not any(column is not None for column in columns.values()):
-        raise RecordError(
-            "bad_vector", f"no column named after a vector field of the collection ({', '.join(f.name for f in fields) or 'it has none'})"
-        )
-    payload = {name: table.column(name).to_pylist() for name in ("id", "text", "attributes", "acl") if name in table.column_names}
-    times = _times(table)
-    out: list[MediaItem | RejectedItem] = []
-    for row in range(table.num_rows):
+_Items = list[MediaItem | RejectedItem]
+
+
+def read_rows(records: Sequence[LogRecord], collection: CollectionRecord, limits: RecordLimits, produced_at_us: Sequence[int]) -> list[_Items]:
+    """Items of each of n Arrow records; a record that cannot be read is rejected whole, a bad row alone.
+
+    Records with the same columns are checked as one table: many small records cost little more than one with as many rows.
+    """
+    out: list[_Items] = [[] for _ in records]
+    alike: dict[pa.Schema, list[tuple[int, list[pa.RecordBatch]]]] = {}
+    for at, record in enumerate(records):
         try:
-            vectors = _row_vectors(columns, row)
-            item = _row_item(record, row, {n: values[row] for n, values in payload.items()}, vectors, collection, limits, produced_at_us)
-            item.event_time_us = _row_time(times, row, produced_at_us)
-            out.append(item)
+            schema, batches = _open_stream(record.value or b"", limits)
+            alike.setdefault(schema, []).append((at, batches))
         except RecordError as error:
-            out.append(RejectedItem(record.offset, row, error.reason, error.message, produced_at_us, _shown_id(payload, row)))
+            out[at] = [_rejected(record, 0, error, produced_at_us[at])]
+    for schema, opened in alike.items():
+        try:
+            table = _Table(pa.Table.from_batches([batch for _, batches in opened for batch in batches], schema=schema), collection)
+        except RecordError as error:
+            if len(opened) == 1:
+                out[opened[0][0]] = [_rejected(records[opened[0][0]], 0, error, produced_at_us[opened[0][0]])]
+            else:  # one of them is to blame: each by itself
+                for at, _ in opened:
+                    out[at] = read_rows(records[at : at + 1], collection, limits, produced_at_us[at : at + 1])[0]
+            continue
+        first = 0
+        for at, batches in opened:
+            rows = sum(batch.num_rows for batch in batches)
+            out[at] = [table.item(records[at], row, first + row, limits, produced_at_us[at]) for row in range(rows)]
+            first += rows
     return out
 
 
-def _open_stream(value: bytes, limits: RecordLimits) -> pa.Table:
+class _Table:
+    """Rows of one or more records, read and checked column by column. RecordError: no row of it can be used."""
+
+    def __init__(self, table: pa.Table, collection: CollectionRecord) -> None:
+        try:
+            table.validate(full=True)
+        except pa.ArrowException as error:
+            raise RecordError("bad_envelope", f"not an Arrow IPC stream: {error}") from None
+        self._collection = collection
+        fields = [field for index in collection.indexes for field in index.fields if field.source == "vector"]
+        self._columns = {field.name: _vectors(table, field) for field in fields}
+        if not any(column is not None for column in self._columns.values()):
+            names = ", ".join(field.name for field in fields) or "it has none"
+            raise RecordError("bad_vector", f"no column named after a vector field of the collection ({names})")
+        self._payload = {name: table.column(name).to_pylist() for name in ("id", "text", "attributes", "acl") if name in table.column_names}
+        self._times = _times(table)
+
+    def item(self, record: LogRecord, row: int, at: int, limits: RecordLimits, produced_at_us: int) -> MediaItem | RejectedItem:
+        """Row `row` of a record, which is row `at` of this table."""
+        payload = {name: values[at] for name, values in self._payload.items()}
+        try:
+            vectors = _row_vectors({name: None if c is None else (c[0][at], int(c[1][at])) for name, c in self._columns.items()}, row)
+            item = _row_item(record, row, payload, vectors, self._collection, limits, produced_at_us)
+            item.event_time_us = _row_time(None if self._times is None else self._times[at], row, produced_at_us)
+        except RecordError as error:
+            return _rejected(record, row, error, produced_at_us, _shown_id(payload))
+        return item
+
+
+def _rejected(record: LogRecord, row: int, error: RecordError, produced_at_us: int, item_id: str | None = None) -> RejectedItem:
+    return RejectedItem(record.offset, row, error.reason, error.message, produced_at_us, item_id)
+
+
+def _open_stream(value: bytes, limits: RecordLimits) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """Batches with at least one row between them; their buffers are not validated yet."""
     try:
         with pa.ipc.open_stream(pa.py_buffer(value)) as reader:
             batches, rows = [], 0
@@ -56,17 +102,15 @@ def _open_stream(value: bytes, limits: RecordLimits) -> pa.Table:
                 rows += batch.num_rows
                 if rows > limits.max_rows:
                     raise RecordError("too_large", f"more than {limits.max_rows} rows in one record")
-                batch.validate(full=True)
                 batches.append(batch)
-            table = pa.Table.from_batches(batches, schema=reader.schema)
-            names = table.column_names
+            names = reader.schema.names
     except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a column name that is not UTF-8
         raise RecordError("bad_envelope", f"not an Arrow IPC stream: {error}") from None
-    if table.num_rows == 0:
+    if rows == 0:
         raise RecordError("empty", "the Arrow stream has no rows")
     if len(set(names)) != len(names):
         raise RecordError("bad_envelope", "two Arrow columns have the same name")
-    return table
+    return reader.schema, batches
 
 
 def _times(table: pa.Table) -> list[int | None] | None:
@@ -78,8 +122,7 @@ def _times(table: pa.Table) -> list[int | None] | None:
         raise RecordError("bad_time", f"column time: {error}") from None
 
 
-def _row_time(times: list[int | None] | None, row: int, otherwise_us: int) -> int:
-    time_us = None if times is None else times[row]
+def _row_time(time_us: int | None, row: int, otherwise_us: int) -> int:
     if time_us is None:
         return otherwise_us
     if not MIN_TIME_US <= time_us <= MAX_TIME_US:
@@ -133,16 +176,16 @@ def _checked(wide: NDArray[np.float64], field: FieldRecord, valid: NDArray[np.bo
     return matrix, problem
 
 
-def _row_vectors(columns: dict[str, _Column | None], row: int) -> dict[str, NDArray[np.float32]]:
+def _row_vectors(columns: Mapping[str, tuple[NDArray[np.float32], int] | None], row: int) -> dict[str, NDArray[np.float32]]:
     """Vectors of one row by field; a null one is left out as long as the row has another."""
     found: dict[str, NDArray[np.float32]] = {}
     for name, column in columns.items():
-        code = _NULL if column is None else int(column[1][row])
-        if column is None or code == _NULL:
+        if column is None or column[1] == _NULL:
             continue
+        vector, code = column
         if code:
             raise RecordError("zero_norm" if code == _ZERO else "bad_vector", f"vector {name} of row {row} {_PROBLEMS[code]}")
-        found[name] = column[0][row]
+        found[name] = vector
     if not found:
         raise RecordError("bad_vector", f"row {row} has no vector: {', '.join(columns)} {_PROBLEMS[_NULL]}")
     return found
@@ -188,6 +231,6 @@ def _row_attributes(value: Any, collection: CollectionRecord) -> dict[str, Any]:
     return coerced_attributes(value, collection)
 
 
-def _shown_id(payload: dict[str, list[Any]], row: int) -> str | None:
-    value = payload["id"][row] if "id" in payload else None
+def _shown_id(payload: Mapping[str, Any]) -> str | None:
+    value = payload.get("id")
     return value if isinstance(value, str) and len(value) <= 512 else None

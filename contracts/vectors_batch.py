@@ -113,14 +113,13 @@ def _vector_column(items: Sequence[BatchItem], target: pa.Field) -> pa.Array:
 
 def build_batch(items: Sequence[BatchItem], schema: pa.Schema) -> pa.RecordBatch:
     """Turn n items into an Arrow batch of n rows with the schema of `batch_schema`."""
-    columns: list[pa.Array] = []
-    for target in schema:
-        if target.name.startswith(VECTOR_PREFIX):
-            columns.append(_vector_column(items, target))
-        else:
-            name = f"{target.name}_us" if target.name in ("event_time", "produced_at") else target.name
-            columns.append(pa.array([getattr(item, name) for item in items], target.type))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    plain = [target for target in schema if not target.name.startswith(VECTOR_PREFIX)]
+    sources = [(target.name, f"{target.name}_us" if target.name in ("event_time", "produced_at") else target.name) for target in plain]
+    # One call for all plain columns: each call into Arrow lets go of the interpreter, and small batches are made of such calls.
+    rows = pa.array([{name: getattr(item, source) for name, source in sources} for item in items], pa.struct(plain))
+    columns = dict(zip((target.name for target in plain), rows.flatten(), strict=True))
+    vectors = {target.name: _vector_column(items, target) for target in schema if target.name.startswith(VECTOR_PREFIX)}
+    return pa.RecordBatch.from_arrays([(columns | vectors)[target.name] for target in schema], schema=schema)
 
 
 def encode_batch(batch: pa.RecordBatch) -> bytes:

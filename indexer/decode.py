@@ -10,7 +10,7 @@ from contracts.collection import CollectionRecord, IndexRecord
 from contracts.encoder import Encoder
 from contracts.errors import RecordError
 from contracts.log import LogRecord
-from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_record
+from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_records
 from contracts.settings import Settings
 from contracts.vectors_batch import BatchItem
 from embedding.texts import normalise_text
@@ -49,8 +49,8 @@ class Decoder:
         """Turn every record of a slice into decoded items, rejections and gap rows, in offset order."""
         decoded = DecodedSlice(fetched)
         decoded.items += [DecodedItem(row) for row in gap_rows(fetched.start_offset, fetched.records, fetched.next_offset)]
-        for record in fetched.records:
-            for item in read_media_record(record, self.collection, self.limits):
+        for record, items in zip(fetched.records, read_media_records(fetched.records, self.collection, self.limits), strict=True):
+            for item in items:
                 self._decode_item(record, item, decoded)
         decoded.items.sort(key=lambda item: (item.row.offset, item.row.item))
         return decoded

@@ -188,7 +188,7 @@ class EmbedWorker:
                 slices, end = [FetchedSlice(partition, run.number, end, position, [])], position
             run.fetched_next = end
             for fetched in slices:
-                decoding = pool.submit(self.decoder.decode, fetched)
+                decoding = pool.submit(self.decoder.decode, fetched) if self.decoder.wants_pictures else _done(self.decoder.decode(fetched))
                 with self._arrived:
                     self._queue.append((fetched, decoding))
                     self._queued_bytes += fetched.size_bytes
@@ -325,6 +325,13 @@ class EmbedWorker:
             what = "behind" if behind else "ahead of"
             self._go_back(partition, run.number, UnavailableError(f"the chain stands at {run.scan.chain.expected}, {what} what this worker wrote"))
         run.checked_next = sent
+
+
+def _done(decoded: DecodedSlice) -> Future[DecodedSlice]:
+    """What needs no pool: reading records and texts takes less time than handing them to another thread."""
+    future: Future[DecodedSlice] = Future()
+    future.set_result(decoded)
+    return future
 
 
 def _position(reader: GroupReader, partition: int) -> int:

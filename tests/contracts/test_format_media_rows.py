@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import REJECT_REASONS
-from contracts.media_record import ARROW_TYPE, MediaItem, RecordLimits, RejectedItem, read_media_record
+from contracts.media_record import ARROW_TYPE, MediaItem, RecordLimits, RejectedItem, read_media_record, read_media_records
 from tests.contracts.format_samples import collection, field, record
 
 LIMITS = RecordLimits(max_text_bytes=20, max_rows=6)
@@ -134,3 +135,34 @@ def test_a_damaged_stream_is_rejected_or_read_but_never_raises(flips: list[tuple
                 assert one.reason in REJECT_REASONS
             else:
                 assert np.isfinite(one.vectors["image"]).all()
+
+
+def _plain(one: MediaItem | RejectedItem) -> tuple[object, ...]:
+    if isinstance(one, RejectedItem):
+        return (one.offset, one.item, one.reason, one.message, one.id)
+    vectors = {name: vector.tolist() for name, vector in one.vectors.items()}
+    return (one.offset, one.item, one.id, one.text, one.acl, one.event_time_us, one.attributes, vectors)
+
+
+FAR = pa.array([2**62], pa.timestamp("s", tz="UTC"))
+KINDS = [
+    {"id": ["a"], "image": VECTORS[:1]},
+    {"id": ["b", "c"], "image": VECTORS},
+    {"id": ["zero"], "image": [[0.0, 0.0]]},
+    {"id": ["short"], "image": [[1.0]]},
+    {"id": ["text"], "image": ["no vector"]},
+    {"id": ["far"], "image": VECTORS[:1], "time": FAR},
+    {"id": ["near"], "image": VECTORS[:1], "time": pa.array([1], pa.timestamp("s", tz="UTC"))},
+    {"id": pa.array([], pa.string()), "image": pa.array([], pa.list_(pa.float64()))},
+]
+VALUES = [stream(columns) for columns in KINDS] + [SOUND, SOUND[:100], b"", b"\xff\xd8\xff no arrow"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(VALUES), max_size=8))
+def test_records_read_together_give_what_each_gives_alone(values: list[bytes]) -> None:
+    headers = (("content-type", ARROW_TYPE.encode()),)
+    records = [replace(record(value, headers=headers), offset=100 + at) for at, value in enumerate(values)]
+    together = read_media_records(records, COSINE, LIMITS)
+    alone = [read_media_record(one, COSINE, LIMITS) for one in records]
+    assert [list(map(_plain, items)) for items in together] == [list(map(_plain, items)) for items in alone]
