@@ -21,7 +21,7 @@ from contracts.attributes import MAX_TIME_US, MIN_TIME_US, coerce_all
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.errors import RecordError
 from contracts.log import LogRecord
-from contracts.media_record import MediaItem, RecordLimits, RejectedItem, check_id, checked_text, coerced_attributes, default_id
+from contracts.media_item import MediaItem, RecordLimits, RejectedItem, check_id, checked_text, coerced_attributes, default_id, produced_at
 
 FLOAT16_MAX = 65504.0
 
@@ -29,12 +29,13 @@ FLOAT16_MAX = 65504.0
 _Items = list[MediaItem | RejectedItem]
 
 
-def read_rows(records: Sequence[LogRecord], collection: CollectionRecord, limits: RecordLimits, produced_at_us: Sequence[int]) -> list[_Items]:
-    """Items of each of n Arrow records; a record that cannot be read is rejected whole, a bad row alone.
+def read_rows(records: Sequence[LogRecord], collection: CollectionRecord, limits: RecordLimits) -> list[_Items]:
+    """Items of each of n records whose values are Arrow streams; a record that cannot be read is rejected whole, a bad row alone.
 
     Records with the same columns are checked as one table: many small records cost little more than one with as many rows.
     """
     out: list[_Items] = [[] for _ in records]
+    produced_at_us = [produced_at(record) for record in records]
     alike: dict[pa.Schema, list[tuple[int, list[pa.RecordBatch]]]] = {}
     for at, record in enumerate(records):
         try:
@@ -50,7 +51,7 @@ def read_rows(records: Sequence[LogRecord], collection: CollectionRecord, limits
                 out[opened[0][0]] = [_rejected(records[opened[0][0]], 0, error, produced_at_us[opened[0][0]])]
             else:  # one of them is to blame: each by itself
                 for at, _ in opened:
-                    out[at] = read_rows(records[at : at + 1], collection, limits, produced_at_us[at : at + 1])[0]
+                    out[at] = read_rows(records[at : at + 1], collection, limits)[0]
             continue
         first = 0
         for at, batches in opened:

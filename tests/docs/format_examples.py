@@ -151,10 +151,12 @@ def media_examples() -> str:
         ("plain", b"cat-1", JPEG, plain, COLLECTION),
         ("CloudEvents binary", None, JPEG, (("ce_specversion", b"1.0"), ("ce_id", b"cat-1"), ("ce_hwcaption", b"a cat")), COLLECTION),
         ("CloudEvents structured", None, json.dumps(event).encode(), (("content-type", b"application/cloudevents+json"),), COLLECTION),
+        ("parts", None, json.dumps({"id": "cat-3", "parts": [{"text": "a cat"}, {"data_base64": "/9j/4A=="}], "attributes": {"price": 2}}).encode(),
+         (("content-type", b"application/vnd.headwater.record+json"),), COLLECTION),
         ("Arrow rows", None, sink.getvalue().to_pybytes(), (("content-type", b"application/vnd.apache.arrow.stream"),), own),
         ("delete", b"cat-1", None, (), COLLECTION),
         ("rejected", b"cat-1", b"%PDF-1.7", (("content-type", b"application/pdf"),), COLLECTION),
-    ]
+    ]  # fmt: skip
     out = []
     for name, key, value, headers, collection in cases:
         record = LogRecord("headwater.photos.media", 3, 42, 1_795_428_000_000, key, value, headers)
