@@ -1,7 +1,8 @@
 """The encoder: media in, unit vectors out, in one named space.
 
 Takes: decoded pictures and normalised text. Gives: float32 vectors. Owns: what makes two vectors comparable.
-Never: knows a framework; torch lives in `embedding` only.
+Never: knows a framework; torch lives in `embedding` only. Never imports numpy, but for types: the processes that decode
+pictures read `PictureRecipe` here, and must be small.
 """
 
 from __future__ import annotations
@@ -10,12 +11,75 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Metric = Literal["cosine", "dot", "euclid"]
+Fit = Literal["letterbox", "crop", "squash"]
+Resampling = Literal["bilinear", "bicubic", "box"]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRecipe:
+    """How a picture becomes what a network looks at. Data, not code: a process without the encoder's weights follows it.
+
+    Every recipe begins with the same steps: first frame, RGB, transparency on white, upright by EXIF (`embedding.pictures`).
+
+    Parameters
+    ----------
+    width_pixels, height_pixels : int
+        Size of the result.
+    fit : {"letterbox", "crop", "squash"}
+        ``letterbox``: all of the picture, centred on `background`. ``crop``: scaled until it covers the size, then the centre cut
+        out (with a square, torchvision's ``Resize(side)`` and ``CenterCrop(side)``). ``squash``: both sides scaled on their own.
+    resampling : {"bilinear", "bicubic", "box"}
+        Filter, as Pillow has it (antialiased when it makes smaller).
+    is_exact : bool
+        Decode at full size and filter in one step, as model authors' own code does. Otherwise a JPEG is decoded at the smallest of its scales
+        that has twice the pixels needed, and large pictures are halved by averages first: two to three times as fast.
+    background : tuple of int
+        RGB around a letterbox.
+    """
+
+    width_pixels: int
+    height_pixels: int
+    fit: Fit
+    resampling: Resampling = "bicubic"
+    is_exact: bool = False
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, 3) of the result."""
+        return (self.height_pixels, self.width_pixels, 3)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the result: one for each pixel and colour."""
+        return 3 * self.width_pixels * self.height_pixels
+
+    @property
+    def description(self) -> str:
+        """One line for `EmbeddingSpace.preprocessing`: two recipes that give other pixels have other descriptions."""
+        width, height = self.width_pixels, self.height_pixels
+        size = f"{width}" if width == height else f"{width}x{height}"
+        scale = "" if self.is_exact else f"jpeg scale >= {2 * max(width, height)}, "
+        around = "white" if self.background == (255, 255, 255) else "rgb({},{},{})".format(*self.background)
+        where = f" on {around}" if self.fit == "letterbox" else ""
+        return f"{scale}exif orientation, alpha on white, {self.fit} {size} {self.resampling}{where}"
+
+    def to_json(self) -> str:
+        """The recipe as one JSON object; `from_json` reads it back."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> PictureRecipe:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{**values, "background": tuple(values["background"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +122,17 @@ class Encoder(Protocol):
         ...
 
     @property
-    def picture_shape(self) -> tuple[int, int, int]:
-        """(height, width, 3) of a prepared picture."""
+    def picture_recipe(self) -> PictureRecipe:
+        """How pictures are prepared for this encoder; services follow it in `embedding.decode_pool`, outside their own process."""
         ...
 
     def prepare_picture(self, data: bytes) -> NDArray[np.uint8]:
-        """Decode and resize one picture, within limits; runs off the embedding thread.
+        """Decode and resize one picture by `picture_recipe` in this process: for tools, and pictures that one trusts.
 
         Returns
         -------
         NDArray[np.uint8]
-            shape `picture_shape`, RGB.
+            shape ``picture_recipe.shape``, RGB.
 
         Raises
         ------

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contracts.encoder import EmbeddingSpace
+from contracts.encoder import EmbeddingSpace, PictureRecipe
 from contracts.settings import Settings
 from embedding import efficientnet_lite0, minilm
-from embedding.pictures import PictureLimits, letterbox, open_picture
+from embedding.pictures import PictureLimits
+from embedding.prepare import prepared_array
 from embedding.weights import combined_sha256
 
+RECIPE = PictureRecipe(efficientnet_lite0.SIZE_PIXELS, efficientnet_lite0.SIZE_PIXELS, "letterbox", "bicubic")
 TOP_CLASSES = 50
 TEMPERATURE = 2.0
 """Flatter than the network's own softmax, which is surer of a drawing than a network of photographs should be.
@@ -65,9 +67,9 @@ class LiteEncoder:
         return self._space
 
     @property
-    def picture_shape(self) -> tuple[int, int, int]:
-        """(224, 224, 3)."""
-        return (efficientnet_lite0.SIZE_PIXELS, efficientnet_lite0.SIZE_PIXELS, 3)
+    def picture_recipe(self) -> PictureRecipe:
+        """All of the picture in a white square of 224 pixels."""
+        return RECIPE
 
     def prepare_picture(self, data: bytes) -> NDArray[np.uint8]:
         """Decode one picture and fit all of it into a white square of 224 pixels.
@@ -82,8 +84,7 @@ class LiteEncoder:
         RecordError
             ``decode_failed``, ``too_many_pixels``, ``too_large``, ``unsupported_content_type``.
         """
-        image = open_picture(data, self._limits, needed_pixels=efficientnet_lite0.SIZE_PIXELS)
-        return letterbox(image, efficientnet_lite0.SIZE_PIXELS)
+        return prepared_array(data, RECIPE, self._limits)
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode n prepared pictures, shape (n, 224, 224, 3), to unit vectors, shape (n, 384)."""
@@ -114,9 +115,8 @@ def lite_space(names: Sequence[str] | None = None) -> EmbeddingSpace:
 def _preprocessing(names: Sequence[str]) -> str:
     """What happens before and between the networks; the names are part of it, for they come from timm and could change."""
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    side = efficientnet_lite0.SIZE_PIXELS
     return (
-        f"picture: jpeg scale >= {2 * side}, exif orientation, alpha on white, letterbox {side} bicubic on white, (x-127)/128; "
+        f"picture: {RECIPE.description}, (x-127)/128; "
         f"conse: top {TOP_CLASSES}, temperature {TEMPERATURE}, wordnet names {digest[:16]}; "
         f"text: {minilm.PREPROCESSING}"
     )

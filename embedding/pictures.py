@@ -1,7 +1,8 @@
 """Pictures from strangers: sniffed, measured, then decoded, always to RGB on white and upright.
 
-Takes: encoded bytes, limits. Gives: Pillow pictures, squares for an encoder, thumbnails. Owns: what we accept as a picture.
-Never: trusts a content type or a file name, decodes more pixels than the header was allowed to name, or needs torch.
+Takes: encoded bytes, limits, a recipe. Gives: Pillow pictures, pixels for an encoder, thumbnails. Owns: what we accept as a picture.
+Never: trusts a content type or a file name, decodes more pixels than the header was allowed to name, or needs torch;
+imports numpy only for pictures of floating-point samples: this module is most of a decoding process (`embedding.decode_child`).
 
 Formats are an allow-list handed to Pillow, so that its other parsers (EPS, PDF, FITS, ...) are never reached:
 https://pillow.readthedocs.io/en/stable/handbook/security.html; limits: research/reliability.md S1 to S3.
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from contracts.encoder import PictureRecipe
 from contracts.errors import RecordError, SettingsError
-from contracts.settings import Settings
+
+if TYPE_CHECKING:  # pydantic and numpy cost a decoding process 0.3 s and 40 MB
+    from contracts.settings import Settings
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -41,6 +44,10 @@ _UPRIGHT_BY_ORIENTATION = {
 """What undoes each orientation of EXIF 2.3, section 4.6.4."""
 WHITE = (255, 255, 255)
 THUMBNAIL_QUALITY = 85
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
+_REDUCING_GAP = 3.0
+_MOST_STRIP = 8
+"""A crop looks at no more than this many times the shape's proportions; all but banners are far below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ def sniff_format(data: bytes) -> str | None:
     return next((name for signature, name in _SIGNATURES if data.startswith(signature)), None)
 
 
-def open_picture(data: bytes, limits: PictureLimits, needed_pixels: int | None = None) -> Image.Image:
+def open_picture(data: bytes, limits: PictureLimits, recipe: PictureRecipe | None = None) -> Image.Image:
     """Decode the first frame of a picture within limits.
 
     Parameters
@@ -72,9 +79,9 @@ def open_picture(data: bytes, limits: PictureLimits, needed_pixels: int | None =
         An encoded JPEG, PNG, WebP, GIF, BMP or TIFF.
     limits : PictureLimits
         Checked before anything is decoded.
-    needed_pixels : int, optional
-        Length of the longer side that the caller will scale down to: a JPEG is then decoded at the smallest of its
-        1/2, 1/4, 1/8 scales that still has twice as many (three times as fast on large photographs).
+    recipe : PictureRecipe, optional
+        What the picture is for. Unless it is exact, a JPEG is decoded at the smallest of its 1/2, 1/4, 1/8 scales that still
+        has twice the pixels needed on each side (three times as fast on large photographs).
 
     Returns
     -------
@@ -85,6 +92,8 @@ def open_picture(data: bytes, limits: PictureLimits, needed_pixels: int | None =
     ------
     RecordError
         ``too_large``, ``unsupported_content_type``, ``too_many_pixels`` or ``decode_failed``.
+    MemoryError
+        More memory is needed than there is.
     """
     if len(data) > limits.max_bytes:
         raise RecordError("too_large", f"the picture has {len(data)} bytes, the limit is {limits.max_bytes}")
@@ -93,25 +102,61 @@ def open_picture(data: bytes, limits: PictureLimits, needed_pixels: int | None =
         raise RecordError("unsupported_content_type", "the content is not JPEG, PNG, WebP, GIF, BMP or TIFF")
     try:
         image = _open_within(data, name, limits.max_pixels)
-        if needed_pixels is not None:
-            _draft(image, 2 * needed_pixels)
+        orientation = _orientation(image)
+        if recipe is not None and not recipe.is_exact:
+            _draft(image, recipe, is_turned=orientation >= 5)
         image.load()
-        return _upright(image, _to_rgb(image))
-    except (RecordError, MemoryError):  # too little memory is our trouble, not the record's
+        return _upright(_to_rgb(image), orientation)
+    except (RecordError, MemoryError):  # too little memory is told from a bad picture by the caller
         raise
     except Exception as error:  # decoders fail in many ways on bad bytes (OSError, SyntaxError, struct.error, ...); all mean the same
         raise RecordError("decode_failed", f"the {name} picture cannot be decoded: {type(error).__name__}") from error
 
 
-def letterbox(image: Image.Image, size_pixels: int) -> NDArray[np.uint8]:
-    """Scale a picture so that all of it fits a white square; gives RGB, shape (size_pixels, size_pixels, 3)."""
-    scale = size_pixels / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    square = np.full((size_pixels, size_pixels, 3), 255, np.uint8)
-    left, top = (size_pixels - width) // 2, (size_pixels - height) // 2
-    square[top : top + height, left : left + width] = np.asarray(small)
-    return square
+def prepare_picture(data: bytes, recipe: PictureRecipe, limits: PictureLimits) -> Image.Image:
+    """Decode a picture and bring it to the recipe's size, mode RGB; raises as `open_picture`."""
+    return fit_picture(open_picture(data, limits, recipe), recipe)
+
+
+def fit_picture(image: Image.Image, recipe: PictureRecipe) -> Image.Image:
+    """Bring an RGB picture to the recipe's size."""
+    wanted = (recipe.width_pixels, recipe.height_pixels)
+    if recipe.fit == "crop":
+        image = _without_far_ends(image, wanted)
+    width, height = scaled = _scaled_size(image.size, recipe)
+    small = image.resize(scaled, _RESAMPLING[recipe.resampling], reducing_gap=None if recipe.is_exact else _REDUCING_GAP)
+    if recipe.fit == "letterbox":
+        canvas = Image.new("RGB", wanted, recipe.background)
+        canvas.paste(small, ((wanted[0] - width) // 2, (wanted[1] - height) // 2))
+        return canvas
+    if scaled == wanted:
+        return small
+    left, top = round((width - wanted[0]) / 2), round((height - wanted[1]) / 2)
+    return small.crop((left, top, left + wanted[0], top + wanted[1]))
+
+
+def _scaled_size(size: tuple[int, int], recipe: PictureRecipe) -> tuple[int, int]:
+    """Size to which a picture of this size is scaled before it is padded or cut."""
+    wide, high = recipe.width_pixels / size[0], recipe.height_pixels / size[1]
+    if recipe.fit == "squash":
+        return recipe.width_pixels, recipe.height_pixels
+    if recipe.fit == "letterbox":
+        scale = min(wide, high)
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    # Rounded down as torchvision does; the side that decides comes out exact.
+    if wide >= high:
+        return recipe.width_pixels, max(recipe.height_pixels, recipe.width_pixels * size[1] // size[0])
+    return max(recipe.width_pixels, recipe.height_pixels * size[0] // size[1]), recipe.height_pixels
+
+
+def _without_far_ends(image: Image.Image, wanted: tuple[int, int]) -> Image.Image:
+    """Cut a strip's ends off before it is scaled: of 1 x 20000 pixels, scaled to cover 224, a thousand million would be made."""
+    width, height = image.size
+    most_width, most_height = -(-_MOST_STRIP * height * wanted[0] // wanted[1]), -(-_MOST_STRIP * width * wanted[1] // wanted[0])
+    if width <= most_width and height <= most_height:
+        return image
+    left, top = max(0, (width - most_width) // 2), max(0, (height - most_height) // 2)
+    return image.crop((left, top, width - left, height - top))
 
 
 def thumbnail(data: bytes, size_pixels: int, limits: PictureLimits) -> bytes:
@@ -126,8 +171,8 @@ def thumbnail(data: bytes, size_pixels: int, limits: PictureLimits) -> bytes:
     """
     if not 1 <= size_pixels <= 4096:
         raise SettingsError(f"a thumbnail of {size_pixels} pixels cannot be made", hint="ask for 1 to 4096")
-    image = open_picture(data, limits, needed_pixels=size_pixels)
-    image.thumbnail((size_pixels, size_pixels), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    image = open_picture(data, limits, PictureRecipe(size_pixels, size_pixels, "letterbox"))
+    image.thumbnail((size_pixels, size_pixels), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
     body = io.BytesIO()
     image.save(body, "JPEG", quality=THUMBNAIL_QUALITY)
     return body.getvalue()
@@ -148,18 +193,20 @@ def _open_within(data: bytes, name: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _draft(image: Image.Image, longer_side: int) -> None:
+def _draft(image: Image.Image, recipe: PictureRecipe, *, is_turned: bool) -> None:
     """Let the JPEG decoder scale down while it decodes; other formats do not know how, and are left alone."""
-    scale = longer_side / max(image.size)
+    width, height = image.size
+    needed = _scaled_size((height, width) if is_turned else (width, height), recipe)
+    across, down = reversed(needed) if is_turned else needed
+    scale = 2 * max(across / width, down / height)
     if scale < 1:
-        width, height = image.size
         image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB; transparent parts show white."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        return _eight_bits(image).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         layer = image.convert("RGBA")
         canvas = Image.new("RGB", layer.size, WHITE)
@@ -168,28 +215,37 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Bring grey samples of 16 bits, 32 bits or floating point to 0..255.
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Bring grey samples of 16 bits, 32 bits or floating point to mode L.
 
     Pillow clips such samples, which turns most scans white. Integers are read as 16 bits where one is over 255; floats
     have no agreed range, so they are stretched from their lowest to their highest.
     """
-    if np.issubdtype(samples.dtype, np.floating):
-        finite = np.nan_to_num(samples.astype(np.float32), posinf=0.0, neginf=0.0)
-        span = float(finite.max() - finite.min()) or 1.0
-        stretched: NDArray[np.float32] = (finite - finite.min()) * np.float32(255.0 / span)
-        return stretched.astype(np.uint8)
-    wide = samples.astype(np.int64)
-    is_16_bit = samples.dtype.itemsize == 2 or wide.max() > 255
-    eight = np.clip(wide >> 8 if is_16_bit else wide, 0, 255)
-    return eight.astype(np.uint8)
+    if image.mode == "F":
+        return _stretched(image)
+    is_16_bit = image.mode.startswith("I;16") or image.getextrema()[1] > 255  # type: ignore[operator]
+    wide = image.convert("I")
+    return (wide.point(lambda sample: sample * (1 / 256)) if is_16_bit else wide).convert("L")
 
 
-def _upright(source: Image.Image, image: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF block says."""
+def _stretched(image: Image.Image) -> Image.Image:
+    import numpy as np  # here alone: scientific pictures may hold infinities and not-a-numbers, which Pillow cannot find
+
+    samples = np.asarray(image)
+    finite = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
+    span = float(finite.max() - finite.min()) or 1.0
+    return Image.fromarray(((finite - finite.min()) * np.float32(255.0 / span)).astype(np.uint8))
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the EXIF block says that the picture lies, 1 to 8; 1 where it says nothing that can be read."""
     try:
-        orientation = source.getexif().get(_ORIENTATION_TAG, 1)
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001 - a broken EXIF block must not cost a good picture; it only means "not turned"
-        return image
+        return 1
+    return found if found in _UPRIGHT_BY_ORIENTATION else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     method = _UPRIGHT_BY_ORIENTATION.get(orientation)
     return image if method is None else image.transpose(method)

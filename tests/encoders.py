@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.collection import FieldRecord
-from contracts.encoder import EmbeddingSpace
-from embedding.pictures import PictureLimits, letterbox, open_picture
+from contracts.encoder import EmbeddingSpace, PictureRecipe
+from embedding.pictures import PictureLimits
+from embedding.prepare import prepared_array
 
 DIMENSION = 64
 SIDE = 16
@@ -18,10 +19,10 @@ class ColourEncoder:
     """Pictures become 4x4x4 colour histograms, texts hashed bags of words, both of length 1."""
 
     space = EmbeddingSpace("colour", "", f"letterbox {SIDE}, 4x4x4 histogram", DIMENSION, "cosine")
-    picture_shape = (SIDE, SIDE, 3)
+    picture_recipe = PictureRecipe(SIDE, SIDE, "letterbox")
 
     def prepare_picture(self, data: bytes) -> NDArray[np.uint8]:
-        return letterbox(open_picture(data, PictureLimits(1 << 24, 1 << 26), SIDE), SIDE)
+        return prepared_array(data, self.picture_recipe, PictureLimits(1 << 24, 1 << 26))
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         bins = (pictures // 64).astype(np.int64).reshape(len(pictures), -1, 3) @ np.array([16, 4, 1])

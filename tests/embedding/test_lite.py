@@ -56,7 +56,7 @@ def test_vectors_are_float32_of_unit_length_and_of_the_spaces_dimension(encoder:
         assert vectors.dtype == np.float32
         assert vectors.shape == (325, encoder.space.dimension)
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
-    assert samples.pictures.shape[1:] == encoder.picture_shape
+    assert samples.pictures.shape[1:] == encoder.picture_recipe.shape
 
 
 def test_nothing_to_encode_gives_no_vectors(encoder: Encoder) -> None:

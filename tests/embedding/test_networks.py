@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding.pictures import PictureLimits, letterbox, open_picture
+from contracts.encoder import PictureRecipe
+from embedding.pictures import PictureLimits
+from embedding.prepare import prepared_array
 
 pytestmark = pytest.mark.model
 MEDIA = Path(__file__).resolve().parents[2] / "examples" / "media"
@@ -55,7 +57,7 @@ def test_pictures_captioned_with_a_class_name_are_often_classified_so() -> None:
         rows = [row for row in csv.DictReader(file) if row["caption"].lower() in names]
     assert len(rows) >= 25
     limits = PictureLimits(10**7, 10**7)
-    pictures = np.stack([letterbox(open_picture((MEDIA / row["file"]).read_bytes(), limits), 224) for row in rows])
+    pictures = np.stack([prepared_array((MEDIA / row["file"]).read_bytes(), PictureRecipe(224, 224, "letterbox"), limits) for row in rows])
     best = efficientnet_lite0.EfficientNetLite0().logits(pictures).argmax(1).tolist()
     assert np.mean([number == names[row["caption"].lower()] for number, row in zip(best, rows, strict=True)]) >= 0.3
 

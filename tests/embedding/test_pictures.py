@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contracts.encoder import PictureRecipe
 from contracts.errors import RecordError, SettingsError
 from contracts.settings import Settings
-from embedding.pictures import PictureLimits, letterbox, open_picture, sniff_format, thumbnail
+from embedding.pictures import PictureLimits, fit_picture, open_picture, sniff_format, thumbnail
 
 LIMITS = PictureLimits(max_bytes=4 * 1024 * 1024, max_pixels=89_478_485)
 RED = (200, 10, 20)
@@ -40,6 +41,10 @@ def two_colours(width: int = 40, height: int = 20) -> Image.Image:
     image = Image.new("RGB", (width, height), RED)
     image.paste((0, 0, 255), (width // 2, 0, width, height))
     return image
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
 
 
 def reason_of(data: bytes, limits: PictureLimits = LIMITS) -> str:
@@ -198,16 +203,17 @@ def test_a_jpeg_decoded_at_a_smaller_scale_looks_like_the_whole_one() -> None:
     rng = np.random.default_rng(1)
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
     data = encoded(coarse.resize((2400, 1800), Image.Resampling.BICUBIC), "JPEG", quality=90)
-    scaled = open_picture(data, LIMITS, needed_pixels=224)
+    recipe = PictureRecipe(224, 224, "letterbox")
+    scaled = open_picture(data, LIMITS, recipe)
     assert 448 <= max(scaled.size) < 2400
-    difference = letterbox(scaled, 224).astype(int) - letterbox(open_picture(data, LIMITS), 224)
+    difference = pixels_of(fit_picture(scaled, recipe)) - pixels_of(fit_picture(open_picture(data, LIMITS), recipe))
     assert np.abs(difference).mean() < 2.0
 
 
 @pytest.mark.parametrize("size", [(640, 320), (320, 640), (50, 50), (1, 5000)])
 def test_a_letterbox_holds_the_whole_picture_in_the_middle_of_a_white_square(size: tuple[int, int]) -> None:
-    square = letterbox(Image.new("RGB", size, (0, 0, 0)), 64)
-    assert (square.shape, square.dtype) == ((64, 64, 3), np.uint8)
+    square = pixels_of(fit_picture(Image.new("RGB", size, (0, 0, 0)), PictureRecipe(64, 64, "letterbox")))
+    assert square.shape == (64, 64, 3)
     dark = (square < 128).all(axis=2)
     rows, columns = dark.any(axis=1).sum(), dark.any(axis=0).sum()
     assert max(rows, columns) == 64
