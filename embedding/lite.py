@@ -101,6 +101,16 @@ class LiteEncoder:
         return self._texts.encode(texts)
 
 
+def open_named(name: str, settings: Settings) -> LiteEncoder:
+    """Load `lite`; see `embedding.open_encoder.open_encoder`."""
+    return LiteEncoder(settings)
+
+
+def space_named(name: str, settings: Settings) -> EmbeddingSpace:
+    """The space of `lite` on this machine."""
+    return lite_space()
+
+
 def lite_space(names: Sequence[str] | None = None) -> EmbeddingSpace:
     """The space of `lite` with these class names (None: those that are installed), without loading any weights."""
     return EmbeddingSpace(

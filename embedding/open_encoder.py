@@ -1,13 +1,16 @@
 """From an encoder's name to the encoder; the one door through which torch comes in.
 
-Takes: a name out of an index's description, settings. Gives: an `Encoder`. Owns: the list of names.
-Never: imports a framework before it is asked for one, replaces a named encoder by another, or downloads weights.
+Takes: a name out of an index's description, settings. Gives: an `Encoder`. Owns: the list of kinds.
+Never: imports a framework before it is asked for one, or replaces a named encoder by another.
 """
 
 from __future__ import annotations
 
 import threading
-from types import ModuleType
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from contracts.encoder import EmbeddingSpace, Encoder
 from contracts.errors import SettingsError
@@ -16,13 +19,33 @@ from contracts.settings import Settings
 INSTALL_HINT = "pip install 'headwater[indexer]'"
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderKind:
+    """One kind of encoder: what its names look like, and the module that knows it.
+
+    The module has ``open_named(name, settings) -> Encoder`` and ``space_named(name, settings) -> EmbeddingSpace``; the latter loads no weights.
+    """
+
+    form: str
+    module: str
+
+
+KINDS = {
+    "lite": EncoderKind("lite", "embedding.lite"),
+}
+"""By what stands before the first colon of a name."""
+
+SETTINGS_THAT_MATTER = ("embed_torch_threads", "max_picture_bytes", "max_picture_pixels")
+"""Roles of one process share an encoder where these are equal."""
+
+
 def open_encoder(name: str, settings: Settings) -> Encoder:
     """Load the encoder of that name; takes seconds and hundreds of megabytes, so once per process.
 
     Parameters
     ----------
     name : str
-        ``lite`` (DESIGN section 6).
+        For example ``lite`` (DESIGN section 6); `KINDS` lists the forms.
     settings : Settings
         Threads and limits.
 
@@ -34,38 +57,41 @@ def open_encoder(name: str, settings: Settings) -> Encoder:
     Raises
     ------
     SettingsError
-        The name is unknown, or a package that the encoder needs is not installed.
+        The name is unknown, or a package or file that the encoder needs is not there.
     CorruptError
-        A weights file is not the one that the code names.
+        A weights file is damaged, or not the one that was named.
+    UnavailableError
+        Weights that have to be fetched cannot be.
     """
-    encoder: Encoder = _load(name).LiteEncoder(settings)
+    encoder: Encoder = _call(name, "open_named", settings)
     return encoder
 
 
-_shared: dict[tuple[str, int, int, int], Encoder] = {}
+_shared: dict[tuple[object, ...], Encoder] = {}
 _shared_lock = threading.Lock()
 
 
 def shared_encoder(name: str, settings: Settings) -> Encoder:
     """The process's one encoder of that name and settings, loaded at the first call: roles in one process share it (thread-safe)."""
-    key = (name, settings.embed_torch_threads, settings.max_picture_bytes, settings.max_picture_pixels)
+    key = (name, *(getattr(settings, setting) for setting in SETTINGS_THAT_MATTER))
     with _shared_lock:
         if key not in _shared:
             _shared[key] = open_encoder(name, settings)
         return _shared[key]
 
 
-def describe_space(name: str) -> EmbeddingSpace:
-    """The space of the encoder of that name, without loading its weights; SettingsError as in `open_encoder`."""
-    space: EmbeddingSpace = _load(name).lite_space()
+def describe_space(name: str, settings: Settings) -> EmbeddingSpace:
+    """The space of the encoder of that name, without loading its weights (a file's bytes are hashed); raises as `open_encoder`."""
+    space: EmbeddingSpace = _call(name, "space_named", settings)
     return space
 
 
-def _load(name: str) -> ModuleType:
-    if name != "lite":
-        raise SettingsError(f"encoder {name[:100]!r} is unknown", hint="name one of: lite")
+def _call(name: str, function: str, settings: Settings) -> Any:
+    kind = KINDS.get(name.partition(":")[0])
+    if kind is None or (":" in name) != (":" in kind.form):
+        raise SettingsError(f"encoder {name[:100]!r} is unknown", hint=f"name one of: {'; '.join(known.form for known in KINDS.values())}")
     try:
-        from embedding import lite
+        called: Callable[[str, Settings], Any] = getattr(import_module(kind.module), function)
+        return called(name, settings)
     except ModuleNotFoundError as error:
-        raise SettingsError(f"encoder {name!r} needs the package {error.name}", hint=INSTALL_HINT) from error
-    return lite
+        raise SettingsError(f"encoder {name[:100]!r} needs the package {error.name}", hint=INSTALL_HINT) from error

@@ -20,7 +20,7 @@ from contracts.collection import CollectionRecord, FieldRecord
 from contracts.engines import Engines
 from contracts.errors import SettingsError
 from contracts.object_keys import CollectionKeys
-from contracts.settings import load_settings
+from contracts.settings import Settings, load_settings
 from headwater.console import output, print_json
 from headwater.wiring import encoder_fields, open_engines, vector_field
 
@@ -48,7 +48,7 @@ def create(
     settings = load_settings()
     request = CollectionRequest(
         name=name,
-        fields=_fields(encoder, fields, vector or []),
+        fields=_fields(encoder, fields, vector or [], settings),
         partitions=partitions,
         source_topic=source_topic,
         start=start,
@@ -66,11 +66,11 @@ def create(
     output().print(f"created {record.name}: {record.partitions} partitions, fields {names}, media topic {record.source_topic}", soft_wrap=True)
 
 
-def _fields(encoder: str | None, sources: str, vectors: list[str]) -> list[FieldRecord]:
+def _fields(encoder: str | None, sources: str, vectors: list[str], settings: Settings) -> list[FieldRecord]:
     own = [vector_field(text) for text in vectors]
     if encoder is None and own:
         return own
-    found = encoder_fields(encoder or "lite", [part.strip() for part in sources.split(",") if part.strip()]) + own
+    found = encoder_fields(encoder or "lite", [part.strip() for part in sources.split(",") if part.strip()], settings) + own
     names = [field.name for field in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

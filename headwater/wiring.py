@@ -18,7 +18,7 @@ from contracts.engines import Engines
 from contracts.errors import SettingsError
 from contracts.metrics import Metrics
 from contracts.object_keys import validate_name
-from contracts.settings import Settings
+from contracts.settings import Settings, load_settings
 
 EncodedSource = Literal["image", "text", "fused"]
 ENCODED_SOURCES: tuple[EncodedSource, ...] = get_args(EncodedSource)
@@ -45,7 +45,7 @@ def open_engines(settings: Settings) -> Iterator[Engines]:
         yield Engines(settings, log, store, metrics)
 
 
-def encoder_fields(encoder: str, sources: Sequence[str]) -> list[FieldRecord]:
+def encoder_fields(encoder: str, sources: Sequence[str], settings: Settings | None = None) -> list[FieldRecord]:
     """Fields of one encoder, named by what is embedded.
 
     Parameters
@@ -54,17 +54,19 @@ def encoder_fields(encoder: str, sources: Sequence[str]) -> list[FieldRecord]:
         Name of an encoder, such as ``lite``.
     sources : Sequence of str
         Out of ``image``, ``text``, ``fused``.
+    settings : Settings, optional
+        Where the encoder's files are; read from environment and `headwater.yaml` where they are not given.
 
     Raises
     ------
-    SettingsError
-        The encoder or a source is not known.
+    HeadwaterError
+        The encoder or a source is not known, or the encoder cannot be described here: see `embedding.open_encoder.open_encoder`.
     """
     from embedding.open_encoder import describe_space
 
     if not sources:
         raise SettingsError("no fields were named", hint=f"name at least one of {', '.join(ENCODED_SOURCES)}")
-    space = describe_space(encoder)
+    space = describe_space(encoder, settings or load_settings())
     fields = []
     for source in dict.fromkeys(sources):
         if source not in ENCODED_SOURCES:
