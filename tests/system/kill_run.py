@@ -32,7 +32,7 @@ from tests.system.stream import Acknowledged, next_offsets, read_journal
 
 SEAL_SECONDS = 2.0
 PARTITIONS = 4
-RECOVERY_SECONDS = 180.0
+RECOVERY_SECONDS = 300.0
 SETTLE_SECONDS = 2.0
 
 

@@ -2,21 +2,22 @@
 
     python -m tests.system.stream COLLECTION --pictures 2000 --rate 15 --journal FILE [--hurry FILE]     (settings from the environment)
 
-With `--hurry` the last fifth comes at a tenth of the rate until that file exists, so that what is tested meanwhile meets a stream that flows
-on a slow machine too. The journal is the oracle: one JSON line per acknowledged record, the last line only when all were acknowledged.
+With `--hurry` the last fifth comes at a tenth of the rate until that file exists, and then updates follow until it does, so that what is tested
+meanwhile meets a stream that flows on a slow machine too. The journal is the oracle: one JSON line per acknowledged record, the last line only when all were acknowledged.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -122,30 +123,38 @@ class Journal:
 
 
 def paced(planned: Sequence[Step], rate: float, hurry: Path | None) -> Iterator[Step]:
-    """The steps at `rate` per second, the last fifth at a tenth of it until `hurry` exists; a late step does not delay the next."""
-    due = time.monotonic()
-    for number, step in enumerate(planned):
+    """The steps at `rate` per second, the last fifth at a tenth of it until `hurry` exists, then updates; a late step does not delay the next."""
+    due, choice = time.monotonic(), random.Random(5)
+    updatable = [step for step in planned if step.file is not None]
+    for number in itertools.count():
+        is_held = hurry is not None and not hurry.exists()
+        if number >= len(planned) and not is_held:
+            return
         time.sleep(max(0.0, due - time.monotonic()))
-        is_slow = hurry is not None and number >= 0.8 * len(planned) and not hurry.exists()
-        due += 10 / rate if is_slow else 1 / rate
-        yield step
+        due += 10 / rate if is_held and number >= 0.8 * len(planned) else 1 / rate
+        if number < len(planned):
+            yield planned[number]
+        else:
+            again = choice.choice(updatable)
+            yield replace(again, caption=f"{again.caption} held {number}")
 
 
 def produce(collection: str, planned: Sequence[Step], rate: float, journal_path: Path, hurry: Path | None) -> None:
-    """Produce every step; raises when one was not acknowledged."""
+    """Produce every step, and updates while it is held; raises when one was not acknowledged."""
     settings = load_settings()
     with open_engines(settings) as engines, journal_path.open("w") as file:
         journal = Journal(file)
         record = CollectionCatalog(engines.store).get(collection)
         with MediaProducer(engines.log, record, settings) as producer:
-            for step in paced(planned, rate, hurry):
+            sent = 0
+            for sent, step in enumerate(paced(planned, rate, hurry), 1):
                 if step.file is None:
                     future = producer.delete(step.id)
                 else:
                     future = producer.send_picture(step.id, (SAMPLES / step.file).read_bytes(), "image/jpeg", step.caption)
                 future.add_done_callback(partial(journal.note, step))
             producer.flush()
-            while journal.written < len(planned):  # the last callbacks may run a moment after the flush
+            while journal.written < sent:  # the last callbacks may run a moment after the flush
                 time.sleep(0.01)
         journal.finish()
 

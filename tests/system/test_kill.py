@@ -33,13 +33,13 @@ def must_hold(site: Site, plan: Plan) -> None:
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_nothing_is_lost_or_doubled_when_each_role_is_killed_while_pictures_stream_in(site: Site) -> None:
     must_hold(site, plan_of("embed", "index", "query"))
 
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_nothing_is_lost_or_doubled_when_one_process_with_all_roles_is_killed(embedded_site: Site) -> None:
     must_hold(embedded_site, Plan(PICTURES // 2, RATE, 1, ("up",)))
