@@ -3,7 +3,8 @@
     python -m tests.system.stream COLLECTION --pictures 2000 --rate 15 --journal FILE [--hurry FILE]     (settings from the environment)
 
 With `--hurry` the last fifth comes at a tenth of the rate until that file exists, and then updates follow until it does, so that what is tested
-meanwhile meets a stream that flows on a slow machine too. The journal is the oracle: one JSON line per acknowledged record, the last line only when all were acknowledged.
+meanwhile meets a stream that flows on a slow machine too.
+The journal is the oracle: one JSON line per acknowledged record, the last line only when all were acknowledged.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ def produce(collection: str, planned: Sequence[Step], rate: float, journal_path:
         record = CollectionCatalog(engines.store).get(collection)
         with MediaProducer(engines.log, record, settings) as producer:
             sent = 0
-            for sent, step in enumerate(paced(planned, rate, hurry), 1):
+            for step in paced(planned, rate, hurry):
+                sent += 1
                 if step.file is None:
                     future = producer.delete(step.id)
                 else:
