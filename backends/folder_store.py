@@ -23,7 +23,7 @@ from backends.store_rules import check_prefix, check_range, prove_conditions
 from contracts.clock import Clock, SystemClock
 from contracts.errors import SettingsError, UnavailableError
 from contracts.object_keys import validate_key
-from contracts.store import ObjectInfo, PutOutcome, StoredObject
+from contracts.store import BucketObject, ObjectInfo, PutOutcome, StoredObject
 
 logger = logging.getLogger(__name__)
 
@@ -229,6 +229,12 @@ class FolderStore:
                 return None
             descriptor, found = opened
             return self._read(descriptor, start, max(0, min(length, found.st_size - start)), key)
+
+    def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
+        """Refuse: a folder has no buckets."""
+        raise SettingsError(
+            "a folder has no buckets to read objects from", hint="set HEADWATER_STORE_URL to the S3 store that sends the notifications"
+        )
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's size and tag, or None."""

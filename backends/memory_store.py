@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from backends.store_rules import check_prefix, check_range, prove_conditions
 from contracts.clock import Clock, SystemClock
 from contracts.object_keys import validate_key
-from contracts.store import ObjectInfo, PutOutcome, StoredObject
+from contracts.store import BucketObject, ObjectInfo, PutOutcome, StoredObject
 
 
 class MemoryStore:
@@ -62,6 +62,11 @@ class MemoryStore:
         check_range(start, length)
         found = self._objects.get(validate_key(key))
         return None if found is None else found[0][start : start + length]
+
+    def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
+        """Up to `most_bytes` of an object of the store ``memory://BUCKET``; it keeps no versions."""
+        found = open_memory_store(bucket)._objects.get(name)
+        return None if found is None else BucketObject(found[0][:most_bytes], found[1].size_bytes, found[1].etag, "")
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's size and tag, or None."""

@@ -30,7 +30,7 @@ from contracts.clock import Clock, SystemClock
 from contracts.errors import SettingsError, UnavailableError
 from contracts.metrics import Metrics
 from contracts.object_keys import validate_key
-from contracts.store import ObjectInfo, PutOutcome, StoredObject
+from contracts.store import BucketObject, ObjectInfo, PutOutcome, StoredObject
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -187,6 +187,28 @@ class S3Store:
         if response is None:
             return None
         return response.data if response.status == 206 else response.data[start : start + length]
+
+    def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
+        """Up to `most_bytes` of an object of another bucket, or None; both names come from a stranger and were checked."""
+
+        def attempt() -> BucketObject | None:
+            version: dict[str, Any] | None = None if version_id is None else {"versionId": version_id}
+            try:
+                found = self._client._execute("GET", bucket, name, headers={"Range": f"bytes=0-{most_bytes - 1}"}, query_params=version)
+            except _AnswerError as answer:
+                if answer.status == 416:
+                    return BucketObject(b"", 0, "", "")  # no byte to begin with
+                if answer.is_passing or answer.code in _CREDENTIAL_CODES or answer.status == 301:
+                    raise
+                if answer.status in (401, 403):
+                    hint = "allow these credentials s3:GetObject and s3:ListBucket there"
+                    raise UnavailableError(f"object store: bucket {bucket} may not be read: {answer}", hint=hint) from answer
+                return None
+            total = found.headers.get("content-range", "").rpartition("/")[2]
+            size_bytes = int(total) if total.isdecimal() else len(found.data)
+            return BucketObject(found.data[:most_bytes], size_bytes, _etag(found), found.headers.get("content-type", ""))
+
+        return self._repeat("get_from_bucket", attempt)
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object's size and tag, or None."""

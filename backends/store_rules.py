@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contracts.errors import HeadwaterError, SettingsError, UnavailableError
 from contracts.metrics import Metrics
 from contracts.object_keys import validate_key
-from contracts.store import ObjectInfo, ObjectStore, PutOutcome, StoredObject
+from contracts.store import BucketObject, ObjectInfo, ObjectStore, PutOutcome, StoredObject
 
 RACE_THREADS = 32
 
@@ -103,6 +103,16 @@ class MeteredStore:
             self._failed("get_range", error)
             raise
         self._count("get_range", "missing" if found is None else "ok")
+        return found
+
+    def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
+        """Up to `most_bytes` of an object of another bucket, or None."""
+        try:
+            found = self._store.get_from_bucket(bucket, name, version_id, most_bytes)
+        except HeadwaterError as error:
+            self._failed("get_from_bucket", error)
+            raise
+        self._count("get_from_bucket", "missing" if found is None else "ok")
         return found
 
     def head(self, key: str) -> ObjectInfo | None:

@@ -1,6 +1,6 @@
 """The forms of a record that carries one item, brought to one shape (docs/formats/media_record.md, forms a to d).
 
-    plain                    value = media bytes, `hw_*` headers
+    plain                    value = media bytes, `hw_*` headers; or no value and `hw_payload_ref`, the claim check
     CloudEvents binary       the same with `ce_*` headers
     CloudEvents structured   `application/cloudevents+json`
     parts                    `application/vnd.headwater.record+json`
@@ -17,16 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from contracts import canonical_json
+from contracts.collection import CollectionRecord
 from contracts.errors import RecordError
 from contracts.log import LogRecord
 from contracts.media_item import TEXT_TYPE, MediaPart, utf8
+from contracts.payload_ref import parse_payload_ref
 
 CLOUDEVENT_TYPE = "application/cloudevents+json"
 PARTS_TYPE = "application/vnd.headwater.record+json"
 ARROW_TYPE = "application/vnd.apache.arrow.stream"
 MAX_PARTS = 64
 _PARTS_MEMBERS = frozenset(("id", "parts", "attributes", "acl", "time"))
-_PART_MEMBERS = frozenset(("content_type", "text", "data_base64"))
+_PART_MEMBERS = frozenset(("content_type", "text", "data_base64", "ref"))
+REF_HEADERS = ("hw_payload_ref", "ce_hwpayloadref")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,15 @@ class Envelope:
     rows: bytes | None = None
 
 
-def open_envelope(record: LogRecord) -> Envelope:
-    """Read the envelope of a record with a value.
+def may_refer(record: LogRecord) -> bool:
+    """Whether the record may name a payload that has to be fetched: by its headers alone, so in doubt it may."""
+    if any(name in REF_HEADERS for name, _ in record.headers):
+        return True
+    return b"json" in (record.header("content-type") or b"").lower()
+
+
+def open_envelope(record: LogRecord, collection: CollectionRecord) -> Envelope:
+    """Read the envelope of a record with a value, which may be empty.
 
     Raises
     ------
@@ -56,9 +66,9 @@ def open_envelope(record: LogRecord) -> Envelope:
     value = record.value or b""
     content_type = _media_type((record.header("content-type") or b"").decode("latin-1"))
     if content_type == CLOUDEVENT_TYPE:
-        return _structured(value)
+        return _structured(value, collection)
     if content_type == PARTS_TYPE:
-        return _with_parts(value)
+        return _with_parts(value, collection)
     event_id = None
     if record.header("ce_specversion") is not None:
         event_id = utf8(record.header("ce_id") or b"", "bad_id", "ce_id") or None
@@ -66,7 +76,9 @@ def open_envelope(record: LogRecord) -> Envelope:
             raise RecordError("missing_id", "a CloudEvent needs ce_id, even where the record has a key")
     prefix = "hw_" if event_id is None else "ce_hw"
     return Envelope(
-        parts=_captioned(record.header(prefix + "caption"), MediaPart(content_type, value)),
+        parts=_captioned(
+            record.header(prefix + "caption"), _medium(content_type, value, record.header(REF_HEADERS[event_id is not None]), collection)
+        ),
         event_id=event_id,
         attributes=record.header(prefix + "attributes"),
         acl=record.header(prefix + "acl"),
@@ -79,11 +91,21 @@ def _media_type(content_type: str) -> str:
     return content_type.split(";")[0].strip().lower()
 
 
+def _medium(content_type: str, data: bytes, ref: bytes | None, collection: CollectionRecord) -> MediaPart:
+    if ref is None:
+        return MediaPart(content_type, data)
+    if data:
+        raise RecordError("bad_envelope", "the record has media and a payload reference; send one of them")
+    if content_type == ARROW_TYPE:
+        raise RecordError("unsupported_content_type", "Arrow rows cannot lie behind a payload reference; send them in several records")
+    return MediaPart(content_type, ref=parse_payload_ref(ref, collection))
+
+
 def _captioned(caption: bytes | None, medium: MediaPart) -> list[MediaPart]:
     return [medium] if caption is None else [MediaPart(TEXT_TYPE, caption, is_caption=True), medium]
 
 
-def _structured(value: bytes) -> Envelope:
+def _structured(value: bytes, collection: CollectionRecord) -> Envelope:
     try:
         event = canonical_json.load(value)
         if not isinstance(event, dict) or not isinstance(event.get("specversion"), str):
@@ -97,7 +119,7 @@ def _structured(value: bytes) -> Envelope:
         raise RecordError("missing_id", "a CloudEvent needs an id")
     content_type = _media_type(str(event.get("datacontenttype", "")))
     return Envelope(
-        parts=_captioned(_member(event, "hwcaption"), MediaPart(content_type, body)),
+        parts=_captioned(_member(event, "hwcaption"), _medium(content_type, body, _member(event, "hwpayloadref"), collection)),
         event_id=event_id,
         attributes=_member(event, "hwattributes"),
         acl=_member(event, "hwacl"),
@@ -106,7 +128,7 @@ def _structured(value: bytes) -> Envelope:
     )
 
 
-def _with_parts(value: bytes) -> Envelope:
+def _with_parts(value: bytes, collection: CollectionRecord) -> Envelope:
     try:
         found = canonical_json.load(value)
     except ValueError as error:
@@ -122,7 +144,7 @@ def _with_parts(value: bytes) -> Envelope:
     if own_id == "":
         raise RecordError("bad_id", "the id is empty; leave it out to take the key")
     return Envelope(
-        parts=[_part(part, number) for number, part in enumerate(found["parts"])],
+        parts=[_part(part, number, collection) for number, part in enumerate(found["parts"])],
         own_id=None if own_id is None else str(own_id),
         attributes=_member(found, "attributes"),
         acl=_member(found, "acl"),
@@ -130,8 +152,8 @@ def _with_parts(value: bytes) -> Envelope:
     )
 
 
-def _part(part: Any, number: int) -> MediaPart:
-    """One of `text`, `data_base64`; a text's content type may be left out, a picture's too."""
+def _part(part: Any, number: int, collection: CollectionRecord) -> MediaPart:
+    """One of `text`, `data_base64` and `ref`; the content type may be left out."""
     where = f"part {number}"
     if not isinstance(part, dict):
         raise RecordError("bad_envelope", f"{where} is not a JSON object")
@@ -139,16 +161,21 @@ def _part(part: Any, number: int) -> MediaPart:
     content_type = part.get("content_type", "")
     if not isinstance(content_type, str):
         raise RecordError("bad_envelope", f"{where}: content_type is not a string")
-    bodies = [name for name in ("text", "data_base64") if part.get(name) is not None]
-    if len(bodies) != 1 or not isinstance(part[bodies[0]], str):
-        raise RecordError("bad_envelope", f"{where} needs one of text and data_base64, as a string")
+    kind = _media_type(content_type)
+    bodies = [name for name in ("text", "data_base64", "ref") if part.get(name) is not None]
+    if len(bodies) != 1:
+        raise RecordError("bad_envelope", f"{where} needs one of text, data_base64 and ref")
+    body = part[bodies[0]]
+    if bodies[0] == "ref" and isinstance(body, dict):
+        return MediaPart(kind, ref=parse_payload_ref(body, collection))
+    if bodies[0] == "ref" or not isinstance(body, str):
+        raise RecordError("bad_envelope", f"{where}: {bodies[0]} is not {'an object' if bodies[0] == 'ref' else 'a string'}")
     if bodies[0] == "text":
-        kind = _media_type(content_type) or TEXT_TYPE
-        if kind != TEXT_TYPE:
+        if kind not in ("", TEXT_TYPE):
             raise RecordError("bad_envelope", f"{where}: text with the content type {kind[:80]!r}")
-        return MediaPart(kind, part["text"].encode("utf-8"))  # JSON's reader refused lone surrogates
+        return MediaPart(TEXT_TYPE, body.encode("utf-8"))  # JSON's reader refused lone surrogates
     try:
-        return MediaPart(_media_type(content_type), base64.b64decode(part["data_base64"], validate=True))
+        return MediaPart(kind, base64.b64decode(body, validate=True))
     except (ValueError, binascii.Error) as error:
         raise RecordError("bad_envelope", f"{where}: data_base64: {error}") from None
 

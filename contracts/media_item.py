@@ -22,6 +22,7 @@ from contracts.collection import CollectionRecord
 from contracts.errors import RecordError
 from contracts.item import MAX_ID_BYTES
 from contracts.log import LogRecord
+from contracts.payload_ref import PayloadRef
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
 TEXT_TYPE = "text/plain"
@@ -37,8 +38,21 @@ _MAGIC = (
 
 
 @dataclass(slots=True)
+class MediaPart:
+    """One medium of an item: its bytes, or where they lie; an empty content type means that the first bytes tell it. A caption is text beside it."""
+
+    content_type: str
+    data: bytes = b""
+    is_caption: bool = False
+    ref: PayloadRef | None = None
+
+
+@dataclass(slots=True)
 class MediaItem:
-    """One item that a record asks to index (or, with `is_delete`, to delete). Nothing of it is decoded yet."""
+    """One item that a record asks to index (or, with `is_delete`, to delete). Nothing of it is decoded yet.
+
+    `parts` is empty unless a payload has to be fetched first (`backends.payloads`): then picture, text and hash are those of what is here already.
+    """
 
     offset: int
     item: int
@@ -53,6 +67,7 @@ class MediaItem:
     acl: list[str] | None = None
     media_type: str | None = None
     media_sha256: bytes | None = None
+    parts: list[MediaPart] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -73,15 +88,7 @@ class RecordLimits:
 
     max_text_bytes: int = 1024 * 1024
     max_rows: int = 65_536
-
-
-@dataclass(slots=True)
-class MediaPart:
-    """One medium of an item: its bytes and their content type; empty where the first bytes tell it. A caption is text beside the medium."""
-
-    content_type: str
-    data: bytes = b""
-    is_caption: bool = False
+    max_payload_bytes: int = 32 * 1024 * 1024
 
 
 def fill_item(item: MediaItem, parts: Sequence[MediaPart], limits: RecordLimits) -> None:
@@ -92,20 +99,22 @@ def fill_item(item: MediaItem, parts: Sequence[MediaPart], limits: RecordLimits)
     RecordError
         ``empty``, ``unsupported_content_type``, ``too_many_parts`` or ``bad_text``.
     """
-    parts = [part for part in parts if part.data]
+    parts = [part for part in parts if part.data or part.ref is not None]
     if not parts:
         raise RecordError("empty", "there are no media bytes and no caption; a delete has a null value")
     for part in parts:
         part.content_type = part.content_type or picture_type(part.data)
-        if part.content_type not in (*PICTURE_TYPES, TEXT_TYPE):
+        awaited = part.ref is not None and not part.content_type
+        if not awaited and part.content_type not in (*PICTURE_TYPES, TEXT_TYPE):
             shown = part.content_type[:80]
             raise RecordError("unsupported_content_type", f"content-type {shown!r} is not indexed; see docs/formats/media_record.md")
     pictures = [part for part in parts if part.content_type in PICTURE_TYPES]
     if len(pictures) > 1:
         raise RecordError("too_many_parts", f"{len(pictures)} pictures in one item; send one item for each")
-    texts = [part for part in parts if part.content_type == TEXT_TYPE]
+    texts = [part for part in parts if part.content_type == TEXT_TYPE and part.data]
+    item.parts = list(parts) if any(part.ref is not None for part in parts) else []
     item.text = _joined(texts, limits) if texts else None
-    item.picture = pictures[0].data if pictures else None
+    item.picture = pictures[0].data or None if pictures else None
     item.media_type = pictures[0].content_type if pictures else TEXT_TYPE
     media = item.picture or b"\n".join(part.data for part in texts if not part.is_caption)
     item.media_sha256 = hashlib.sha256(media).digest() if media else None

@@ -93,7 +93,7 @@ def _read_one(record: LogRecord, collection: CollectionRecord, limits: RecordLim
     operation = record.header("hw_op")
     if operation not in (None, b"upsert"):
         raise RecordError("bad_envelope", f"hw_op {operation[:40]!r} is not known" if operation else "hw_op is empty")
-    envelope = open_envelope(record)
+    envelope = open_envelope(record, collection)
     if envelope.rows is not None:
         return record if envelope.rows is record.value else replace(record, value=envelope.rows)
     return [_single_item(record, envelope, collection, limits)]

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     media_retention_seconds: int = Field(7 * 86400, ge=-1, description="retention of the media topics that we create; -1 keeps all")
     dead_letter_retention_seconds: int = Field(30 * 86400, ge=-1, description="retention of the dead-letter topics")
     max_record_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest record that our topics take")
+    claim_check_bytes: int = Field(
+        8 * MEBIBYTE, gt=0, description="media above this size, or too large for the topic, is put into the store and the record names it"
+    )
 
     # ---- embed worker -----------------------------------------------------------------------------------------
     embed_batch_items: int = Field(32, ge=1, description="most pictures or texts in one call of the encoder")

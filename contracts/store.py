@@ -46,6 +46,16 @@ class StoredObject:
     etag: str
 
 
+@dataclass(frozen=True, slots=True)
+class BucketObject:
+    """The first bytes of an object of any bucket, with the whole object's size, its entity tag and the content type it was stored with."""
+
+    data: bytes
+    size_bytes: int
+    etag: str
+    content_type: str
+
+
 class ObjectStore(Protocol):
     """Objects under keys; every method may raise UnavailableError, and SettingsError for credentials."""
 
@@ -63,6 +73,18 @@ class ObjectStore(Protocol):
 
     def get_range(self, key: str, start: int, length: int) -> bytes | None:
         """Up to `length` bytes from `start`; shorter only at the object's end; None when there is no object."""
+        ...
+
+    def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
+        """Up to `most_bytes` of an object that somebody else put into another bucket of the same store, or None.
+
+        Raises
+        ------
+        SettingsError
+            This kind of store has no buckets.
+        UnavailableError
+            Also where the credentials may not read the bucket: that is mended beside the record.
+        """
         ...
 
     def head(self, key: str) -> ObjectInfo | None:

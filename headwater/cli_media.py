@@ -48,7 +48,7 @@ def ingest(
     found = find_files(paths, captions)
     with open_engines(settings) as engines:
         record = CollectionCatalog(engines.store).get(collection)
-        with progress_bar() as bar, MediaProducer(engines.log, record, settings, bulk=True) as producer:
+        with progress_bar() as bar, MediaProducer(engines.log, record, settings, bulk=True, store=engines.store) as producer:
             task = bar.add_task("producing", total=len(found.files), note="")
 
             def show(report: IngestReport) -> None:

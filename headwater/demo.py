@@ -188,7 +188,7 @@ def _ingest(
     engines: Engines, record: CollectionRecord, found: FoundFiles, runner: RoleRunner, client: HeadwaterClient, times: DemoTimes
 ) -> IngestReport:
     """Produce everything and wait until it is searchable, with a bar for each."""
-    with progress_bar() as bar, MediaProducer(engines.log, record, engines.settings, bulk=True) as producer:
+    with progress_bar() as bar, MediaProducer(engines.log, record, engines.settings, bulk=True, store=engines.store) as producer:
         produced = bar.add_task("produced  ", total=len(found.files), note="")
         searchable = bar.add_task("searchable", total=len(found.files), note="")
 

@@ -1,17 +1,20 @@
 """Records -> decoded items: the step that runs in decode threads, off the embedding thread.
 
 Takes: a `FetchedSlice`. Gives: a `DecodedSlice`. Owns: which part of a record is rejected, and partial items.
-Never: touches the network, or raises for what a record holds.
+Never: raises for what a record holds; only a store that does not answer for a payload ends a slice, which is then fetched again.
 """
 
 from __future__ import annotations
 
+from backends.payloads import PayloadReader
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.encoder import Encoder
 from contracts.errors import RecordError
 from contracts.log import LogRecord
+from contracts.media_envelope import may_refer
 from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_records
 from contracts.settings import Settings
+from contracts.store import ObjectStore
 from contracts.vectors_batch import BatchItem
 from embedding.texts import normalise_text
 from indexer.slices import DecodedItem, DecodedSlice, FetchedSlice, Rejection, gap_rows
@@ -22,7 +25,8 @@ ROW_OVERHEAD_BYTES = 2048
 def record_limits(settings: Settings, index: IndexRecord) -> RecordLimits:
     """Limits under which one record's batch still fits into one record of the vectors topic."""
     vector_bytes = sum(field.dimension * (2 if field.dtype == "float16" else 4) for field in index.fields)
-    return RecordLimits(settings.max_text_bytes, max(1, settings.max_record_bytes // (vector_bytes + ROW_OVERHEAD_BYTES)))
+    max_rows = max(1, settings.max_record_bytes // (vector_bytes + ROW_OVERHEAD_BYTES))
+    return RecordLimits(settings.max_text_bytes, max_rows, settings.max_picture_bytes)
 
 
 class Decoder:
@@ -36,17 +40,30 @@ class Decoder:
         Prepares pictures; None for an index of own vectors only.
     settings : Settings
         Limits.
+    store : ObjectStore
+        Holds the payloads that records only name.
     """
 
-    def __init__(self, collection: CollectionRecord, index: IndexRecord, encoder: Encoder | None, settings: Settings) -> None:
+    def __init__(self, collection: CollectionRecord, index: IndexRecord, encoder: Encoder | None, settings: Settings, store: ObjectStore) -> None:
         self.collection, self.encoder = collection, encoder
         self.limits = record_limits(settings, index)
+        self._payloads = PayloadReader(store, self.limits)
         sources = {field.source for field in index.fields}
         self.wants_pictures = bool(sources & {"image", "fused"}) and encoder is not None
         self.wants_texts = bool(sources & {"text", "fused"}) and encoder is not None
 
+    def is_slow(self, fetched: FetchedSlice) -> bool:
+        """Whether decoding the slice may take longer than handing it to another thread: pictures to decode, payloads to fetch."""
+        return self.wants_pictures or self.collection.notifications or any(may_refer(record) for record in fetched.records)
+
     def decode(self, fetched: FetchedSlice) -> DecodedSlice:
-        """Turn every record of a slice into decoded items, rejections and gap rows, in offset order."""
+        """Turn every record of a slice into decoded items, rejections and gap rows, in offset order.
+
+        Raises
+        ------
+        UnavailableError
+            The store does not answer for a payload; no item is rejected for that.
+        """
         decoded = DecodedSlice(fetched)
         decoded.items += [DecodedItem(row) for row in gap_rows(fetched.start_offset, fetched.records, fetched.next_offset)]
         for record, items in zip(fetched.records, read_media_records(fetched.records, self.collection, self.limits), strict=True):
@@ -59,24 +76,35 @@ class Decoder:
         if isinstance(item, RejectedItem):
             self._reject(record, item, decoded)
             return
-        row = _row(item)
         if item.is_delete:
-            decoded.items.append(DecodedItem(row))
+            decoded.items.append(DecodedItem(_row(item)))
             return
-        done = DecodedItem(row)
+        problem = self._fetch(item)
+        done = DecodedItem(_row(item))
         try:
             if self.wants_texts and item.text:
                 done.text = normalise_text(item.text, self.limits.max_text_bytes) or None
             if self.wants_pictures and self.encoder is not None and item.picture is not None:
                 done.picture = self.encoder.prepare_picture(item.picture)
         except RecordError as error:
-            self._reject_part(record, item, done, error, decoded)
-            return
-        decoded.items.append(done)
+            problem = problem or error
+        if problem is None:
+            decoded.items.append(done)
+        else:
+            self._reject_part(record, item, done, problem, decoded)
+
+    def _fetch(self, item: MediaItem) -> RecordError | None:
+        """Fill in what lies behind a claim check or notification, one payload at a time; why it can never be, where it cannot."""
+        try:
+            if item.parts:
+                self._payloads.fill(item)
+        except RecordError as error:
+            return error
+        return None
 
     def _reject_part(self, record: LogRecord, item: MediaItem, done: DecodedItem, error: RecordError, decoded: DecodedSlice) -> None:
-        """Keep the good part of an item whose picture is bad, unless the collection says otherwise (DESIGN section 3)."""
-        if done.text and self.collection.on_partial == "keep":
+        """Keep the good part of an item whose other part is bad, unless the collection says otherwise (DESIGN section 3)."""
+        if (done.text or done.picture is not None) and self.collection.on_partial == "keep":
             done.row.reason = error.reason
             decoded.items.append(done)
             decoded.rejections.append(Rejection(record, item.item, error.reason, error.message, partial=True))

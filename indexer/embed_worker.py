@@ -14,7 +14,7 @@ import logging
 import threading
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from contracts.collection import CollectionRecord, IndexRecord
@@ -69,7 +69,7 @@ class EmbedWorker:
     def __init__(self, engines: Engines, collection: CollectionRecord, index: IndexRecord, encoder: Encoder | None) -> None:
         check_spaces(index, encoder)
         self.engines, self.collection, self.index, self.encoder = engines, collection, index, encoder
-        self.decoder = Decoder(collection, index, encoder, engines.settings)
+        self.decoder = Decoder(collection, index, encoder, engines.settings, engines.store)
         self.runs: dict[int, _Run] = {}
         self._run_numbers = 0
         self._queue: deque[_Queued] = deque()
@@ -188,7 +188,7 @@ class EmbedWorker:
                 slices, end = [FetchedSlice(partition, run.number, end, position, [])], position
             run.fetched_next = end
             for fetched in slices:
-                decoding = pool.submit(self.decoder.decode, fetched) if self.decoder.wants_pictures else _done(self.decoder.decode(fetched))
+                decoding = pool.submit(self.decoder.decode, fetched) if self.decoder.is_slow(fetched) else _done(self.decoder.decode(fetched))
                 with self._arrived:
                     self._queue.append((fetched, decoding))
                     self._queued_bytes += fetched.size_bytes
@@ -243,10 +243,13 @@ class EmbedWorker:
                 items += len(taken[-1][0].records)
         slices: list[DecodedSlice] = []
         for fetched, decoding in taken:
-            if self._is_current(fetched):
-                slices.append(decoding.result())
-            else:
+            if not self._is_current(fetched):
                 decoding.cancel()
+                continue
+            try:
+                slices.append(decoding.result())
+            except (UnavailableError, CancelledError) as error:  # a payload's store is away, or the pool stops: the records are fetched again
+                self._go_back(fetched.partition, fetched.run, error)
         with self._arrived:
             self._queued_bytes -= sum(fetched.size_bytes for fetched, _ in taken)
         return slices

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from contracts.log import LogRecord
 from contracts.vectors_batch import BatchItem
 
+LEAST_RECORD_BYTES = 64 * 1024
+"""What a record counts at least while it waits, decoded or not: some pictures are prepared at 224 x 224 x 3 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class FetchedSlice:
@@ -33,8 +36,8 @@ class FetchedSlice:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all records."""
-        return sum(record.size_bytes for record in self.records)
+        """Bytes of all records, for bounding what waits: a record that only names its payload grows to a picture once it is decoded."""
+        return sum(max(record.size_bytes, LEAST_RECORD_BYTES) for record in self.records)
 
 
 @dataclass(slots=True)

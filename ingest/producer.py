@@ -26,6 +26,8 @@ from contracts.log import Log, RecordPosition
 from contracts.media_record import TEXT_TYPE
 from contracts.partitioner import partition_of
 from contracts.settings import MEBIBYTE, Settings
+from contracts.store import ObjectStore
+from ingest.claim_check import ClaimCheck
 from ingest.records import Annotations, OutgoingRecord, RowColumns, delete_record, plain_record, rows_record
 
 logger = logging.getLogger(__name__)
@@ -49,11 +51,13 @@ class MediaProducer:
     collection : CollectionRecord
         Whose media topic is written. Records go to ``partition_of(partitioner, id)``, murmur2 where the collection leaves it to producers.
     settings : Settings
-        ``max_record_bytes`` is read.
+        ``max_record_bytes``, ``claim_check_bytes`` and ``max_picture_bytes`` are read.
     bulk : bool
         False sends each record at once; True waits 20 ms for more, which is faster for many.
     max_in_flight_bytes : int
         Unacknowledged bytes beyond which `send_*` blocks.
+    store : ObjectStore, optional
+        Takes media that is too large for a record (claim check); without one such media is refused as ``too_large``.
 
     Examples
     --------
@@ -62,12 +66,20 @@ class MediaProducer:
     """
 
     def __init__(
-        self, log: Log, collection: CollectionRecord, settings: Settings, *, bulk: bool = False, max_in_flight_bytes: int = 64 * MEBIBYTE
+        self,
+        log: Log,
+        collection: CollectionRecord,
+        settings: Settings,
+        *,
+        bulk: bool = False,
+        max_in_flight_bytes: int = 64 * MEBIBYTE,
+        store: ObjectStore | None = None,
     ) -> None:
         self.collection = collection
         self._topic = collection.source_topic
         self._partitioner = "murmur2" if collection.partitioner == "producer" else collection.partitioner
         self._limit_bytes = _record_limit(log, collection, settings)
+        self._claims = None if store is None else ClaimCheck(store, collection, settings, self._limit_bytes)
         self._producer = log.producer(linger_seconds=BULK_LINGER_SECONDS if bulk else 0.0)
         self._room = threading.Condition()
         self._max_in_flight_bytes = max_in_flight_bytes
@@ -196,7 +208,7 @@ class MediaProducer:
 
     def send(self, record: OutgoingRecord, item_id: str) -> Future[RecordPosition]:
         """Send a record of any form (`ingest.records`) to the partition of `item_id`; returns and raises as `send_picture`."""
-        return self._send_to(self.partition(item_id), record)
+        return self._send_to(self.partition(item_id), record if self._claims is None else self._claims.lighten(record))
 
     def partition(self, item_id: str) -> int:
         """Partition of an id."""

@@ -1,4 +1,4 @@
-"""Media and thumbnails of points, read back from the log by lineage.
+"""Media and thumbnails of points, read back by lineage: from the log, and from the store where the record only names its payload.
 
 Takes: a row's place. Gives: bytes and a content type that is safe to serve. Owns: a cache bounded by bytes.
 Never: serves bytes that differ from the hash that was stored with the row, or a content type that a browser would run.
@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from backends.payloads import PayloadReader
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, RecordError, SettingsError
@@ -39,12 +40,15 @@ class MediaReader:
     Parameters
     ----------
     engines : Engines
-        Log and limits.
+        Log, store and limits.
     """
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
         self._limits = PictureLimits.from_settings(engines.settings)
+        settings = engines.settings
+        self._record_limits = RecordLimits(max_text_bytes=settings.max_text_bytes, max_payload_bytes=settings.max_picture_bytes)
+        self._payloads = PayloadReader(engines.store, self._record_limits)
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[Place, int], Media] = OrderedDict()
         self._cached_bytes = 0
@@ -87,10 +91,15 @@ class MediaReader:
         stored = self._engines.log.read_at(record.source_topic, place[1], place[2])
         if stored is None:
             raise _missing("the media log no longer holds the record")
-        items = read_media_record(stored, record, RecordLimits(max_text_bytes=self._engines.settings.max_text_bytes))
+        items = read_media_record(stored, record, self._record_limits)
         found = next((item for item in items if isinstance(item, MediaItem) and item.item == place[3]), None)
         if found is None or found.is_delete:
             raise _missing("the record holds no media")
+        try:
+            if found.parts:
+                self._payloads.fill(found)
+        except RecordError as error:
+            raise _missing(f"the payload that the record names cannot be shown: {error.message}") from error
         if found.media_sha256 != ref.part.value(ref.row, "media_sha256"):
             raise _missing("the record's bytes are not those that were indexed")
         if found.picture is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from contracts.ledger import LedgerRun, decode_ledger, encode_ledger
 from contracts.log import LogRecord
 from contracts.manifest import Checkpoint, Epochs, LedgerEntry, Manifest, ObjectEntry, ReadManifest, SegmentEntry
 from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_record
+from contracts.payload_ref import PayloadRef, encode_payload_ref
 from contracts.segment import rows_schema, write_field_part, write_rows_part
 from contracts.vectors_batch import BatchItem, CommitNotice, batch_headers, batch_schema, build_batch, encode_batch, notice_headers
 
@@ -147,12 +149,15 @@ def media_examples() -> str:
         ("hw_attributes", b'{"price":9.5,"colour":"red"}'),
         ("hw_time", b"2026-11-23T10:00:00Z"),
     )
+    sha256 = hashlib.sha256(JPEG)
+    claim = PayloadRef(KEYS.claim(sha256.hexdigest()), len(JPEG), sha256.digest())
     cases: list[tuple[str, bytes | None, bytes | None, Any, CollectionRecord]] = [
         ("plain", b"cat-1", JPEG, plain, COLLECTION),
         ("CloudEvents binary", None, JPEG, (("ce_specversion", b"1.0"), ("ce_id", b"cat-1"), ("ce_hwcaption", b"a cat")), COLLECTION),
         ("CloudEvents structured", None, json.dumps(event).encode(), (("content-type", b"application/cloudevents+json"),), COLLECTION),
         ("parts", None, json.dumps({"id": "cat-3", "parts": [{"text": "a cat"}, {"data_base64": "/9j/4A=="}], "attributes": {"price": 2}}).encode(),
          (("content-type", b"application/vnd.headwater.record+json"),), COLLECTION),
+        ("claim check", b"cat-4", b"", (("content-type", b"image/jpeg"), ("hw_payload_ref", encode_payload_ref(claim))), COLLECTION),
         ("Arrow rows", None, sink.getvalue().to_pybytes(), (("content-type", b"application/vnd.apache.arrow.stream"),), own),
         ("delete", b"cat-1", None, (), COLLECTION),
         ("rejected", b"cat-1", b"%PDF-1.7", (("content-type", b"application/pdf"),), COLLECTION),
@@ -171,6 +176,7 @@ def _shown_item(found: MediaItem | RejectedItem) -> str:
     if isinstance(found, RejectedItem):
         return f"item {found.item} rejected: {found.reason}, {found.message}"
     kept = {name: getattr(found, name) for name in ("is_delete", "text", "media_type", "attributes") if getattr(found, name)}
+    kept |= {"to be fetched": [part.ref.key for part in found.parts if part.ref]} if found.parts else {}
     kept |= {"picture": f"{len(found.picture)} bytes"} if found.picture else {}
     kept |= {f"vector {name}": np.round(vector.astype(float), 3).tolist() for name, vector in found.vectors.items()}
     return f"item {found.item} id {found.id}: " + ", ".join(f"{name}={value}" for name, value in kept.items())

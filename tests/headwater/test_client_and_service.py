@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from backends.catalog.admin import CollectionRequest, create_collection
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, SettingsError
+from contracts.object_keys import CollectionKeys
 from contracts.settings import load_settings
 from headwater import HeadwaterClient
 from headwater.run_roles import Role, RoleRunner, role
@@ -116,6 +118,30 @@ def test_a_delete_and_a_new_version_are_seen_once_their_offset_is_reached(servic
         producer.delete("twice")
     service.client.wait_for("vecs", producer.next_offsets, timeout_seconds=20)
     assert service.client.count("vecs") == ROWS
+
+
+def test_media_that_went_through_the_store_comes_back_verified_with_its_thumbnail(service: Service) -> None:
+    picture = (Path(__file__).parents[2] / "examples" / "media" / "animals" / "bison.jpg").read_bytes()
+    settings = service.engines.settings.model_copy(update={"claim_check_bytes": 1000})
+    with MediaProducer(service.engines.log, service.collection, settings, store=service.engines.store) as producer:
+        producer.send_picture("claimed", picture, "image/jpeg")
+    service.client.wait_for("vecs", producer.next_offsets, timeout_seconds=30)
+    key = CollectionKeys("vecs", service.collection.incarnation).claim(hashlib.sha256(picture).hexdigest())
+    assert service.engines.store.head(key) is not None
+    assert service.client.media("vecs", "claimed") == picture
+    assert service.client.thumbnail("vecs", "claimed")[:3] == b"\xff\xd8\xff"
+    with MediaProducer(service.engines.log, service.collection, settings, store=service.engines.store) as producer:
+        producer.send_picture("damaged", picture + b"!", "image/jpeg")
+    service.client.wait_for("vecs", producer.next_offsets, timeout_seconds=30)
+    key = CollectionKeys("vecs", service.collection.incarnation).claim(hashlib.sha256(picture + b"!").hexdigest())
+    service.engines.store.delete(key)
+    service.engines.store.put_if_absent(key, picture + b"?")
+    with pytest.raises(NotFoundError, match="sha256"):
+        service.client.media("vecs", "damaged")
+    with MediaProducer(service.engines.log, service.collection, settings) as producer:
+        producer.delete("claimed")
+        producer.delete("damaged")
+    service.client.wait_for("vecs", producer.next_offsets, timeout_seconds=20)
 
 
 def test_media_comes_back_as_it_was_produced(service: Service) -> None:
