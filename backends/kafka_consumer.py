@@ -35,9 +35,8 @@ Bounds = Callable[[str], dict[int, OffsetBounds]]
 
 
 def to_record(raw: Any) -> LogRecord:
-    """Our record for kafka-python's; a header without a value counts as empty."""
-    headers = tuple((name, value or b"") for name, value in raw.headers)
-    return LogRecord(raw.topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, headers)
+    """Our record for kafka-python's."""
+    return LogRecord(raw.topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, tuple(raw.headers))
 
 
 class KafkaReader:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 
 from contracts.errors import DataLossError, NotFoundError, SettingsError
-from contracts.log import Assignment, Headers, LogRecord, OffsetBounds, TopicInfo, TopicSpec
+from contracts.log import Assignment, LogRecord, OffsetBounds, ReadHeaders, TopicInfo, TopicSpec
 
 MAX_POLL_BYTES = 64 * 1024 * 1024
 """One poll of a local log returns at most this many bytes (and always at least one record), as Kafka's fetch does."""
@@ -51,7 +51,7 @@ def check_same_partitions(existing: TopicInfo, spec: TopicSpec) -> TopicInfo:
     return existing
 
 
-def check_record(topic: str, partition: int, partitions: int, key: bytes | None, value: bytes | None, headers: Headers, max_bytes: int) -> None:
+def check_record(topic: str, partition: int, partitions: int, key: bytes | None, value: bytes | None, headers: ReadHeaders, max_bytes: int) -> None:
     """Refuse, before it is sent, a record that the topic cannot take (SettingsError)."""
     check_partition(topic, partition, partitions)
     if key is None and value is None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from backends.log_rules import closed, new_identity
 from backends.sqlite_watch import TopicWatch
 from contracts.errors import CorruptError, HeadwaterError, SettingsError, UnavailableError
-from contracts.log import Headers
+from contracts.log import Headers, ReadHeaders
 
 FORMAT_VERSION = 1
 APPLICATION_ID = 0x48574C47  # "HWLG" in the file's header, so that another program's database is never taken for a log
@@ -211,11 +211,11 @@ def _set_wal(connection: sqlite3.Connection, lock_seconds: float) -> None:
 _LENGTHS = struct.Struct("<HI")
 
 
-def pack_headers(headers: Headers) -> bytes:
+def pack_headers(headers: ReadHeaders) -> bytes:
     """Headers as bytes: per header the lengths of name and value (uint16, uint32, little-endian), then both."""
     packed = bytearray()
     for name, value in headers:
-        raw = name.encode()
+        raw, value = name.encode(), value or b""
         packed += _LENGTHS.pack(len(raw), len(value)) + raw + value
     return bytes(packed)
 

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 Headers = tuple[tuple[str, bytes], ...]
+"""Headers that are sent; a name may come twice."""
+
+ReadHeaders = tuple[tuple[str, bytes | None], ...]
+"""Headers of a record: another client may have sent a null value, which is not the empty one. Ours cannot (kafka-python refuses it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +31,16 @@ class LogRecord:
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
-    headers: Headers = ()
+    headers: ReadHeaders = ()
 
     def header(self, name: str) -> bytes | None:
-        """Last header of that name, or None."""
+        """Value of the last header of that name; None where there is none, or the value is null."""
         return next((value for key, value in reversed(self.headers) if key == name), None)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of key, value and headers; what queues and fetch limits count."""
-        headers = sum(len(k) + len(v) for k, v in self.headers)
+        headers = sum(len(k) + len(v or b"") for k, v in self.headers)
         return len(self.key or b"") + len(self.value or b"") + headers
 
 

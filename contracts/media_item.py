@@ -68,6 +68,8 @@ class MediaItem:
     media_type: str | None = None
     media_sha256: bytes | None = None
     parts: list[MediaPart] = field(default_factory=list)
+    origin_offset: int | None = None
+    origin_item: int | None = None
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ class RejectedItem:
     message: str
     produced_at_us: int
     id: str | None = None
+    origin_offset: int | None = None
+    origin_item: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

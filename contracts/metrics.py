@@ -39,7 +39,7 @@ class Metrics:
         self.hot_load = self._histogram("hot_load_seconds", "from a manifest's commit to being served", "collection")
         self.query = self._histogram("query_seconds", "time of one query by step", "collection", "stage")
         self.queries = self._counter("query", "queries by how they ended", "collection", "outcome")
-        self.dead_letters = self._counter("dead_letters", "records rejected, by reason", "collection", "reason")
+        self.dead_letters = self._counter("dead_letters", "dead letters written, once for each reason in them", "collection", "reason")
         self.store_requests = self._counter("store_requests", "requests to the object store", "op", "outcome")
         self.tail_rows = self._gauge("tail_rows", "searchable rows that are in no loaded segment", "collection")
         self.index_bytes = self._gauge("index_bytes", "bytes of the index in memory by tier", "collection", "tier")

@@ -25,8 +25,8 @@ from contracts.collection import FieldRecord, IndexRecord
 from contracts.errors import CorruptError
 from contracts.log import Headers, LogRecord
 
-Op = Literal["upsert", "delete", "patch", "reject", "gap", "lost"]
-OPS: tuple[Op, ...] = ("upsert", "delete", "patch", "reject", "gap", "lost")
+Op = Literal["upsert", "delete", "patch", "reject", "superseded", "gap", "lost"]
+OPS: tuple[Op, ...] = ("upsert", "delete", "patch", "reject", "superseded", "gap", "lost")
 RUN_OPS: tuple[Op, ...] = ("gap", "lost")
 """For these, `item` is the number of consecutive media offsets covered, beginning at `offset`."""
 
@@ -163,7 +163,7 @@ def read_headers(record: LogRecord) -> BatchSpan | CommitNotice:
         A header is missing, not a number, or of another format version.
     """
     where = f"{record.topic}/{record.partition}/{record.offset}"
-    found = dict(record.headers)
+    found = {name: value for name, value in record.headers if value is not None}
     try:
         if found["hw_format"] != str(FORMAT_VERSION).encode():
             raise CorruptError(

@@ -12,7 +12,8 @@ from contracts.encoder import Encoder
 from contracts.errors import RecordError
 from contracts.log import LogRecord
 from contracts.media_envelope import may_refer
-from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_records
+from contracts.media_origin import ReadItem, SupersededItem, read_items
+from contracts.media_record import MediaItem, RecordLimits, RejectedItem
 from contracts.settings import Settings
 from contracts.store import ObjectStore
 from contracts.vectors_batch import BatchItem
@@ -66,13 +67,16 @@ class Decoder:
         """
         decoded = DecodedSlice(fetched)
         decoded.items += [DecodedItem(row) for row in gap_rows(fetched.start_offset, fetched.records, fetched.next_offset)]
-        for record, items in zip(fetched.records, read_media_records(fetched.records, self.collection, self.limits), strict=True):
+        for record, items in zip(fetched.records, read_items(fetched.records, self.collection, self.limits), strict=True):
             for item in items:
                 self._decode_item(record, item, decoded)
         decoded.items.sort(key=lambda item: (item.row.offset, item.row.item))
         return decoded
 
-    def _decode_item(self, record: LogRecord, item: MediaItem | RejectedItem, decoded: DecodedSlice) -> None:
+    def _decode_item(self, record: LogRecord, item: ReadItem, decoded: DecodedSlice) -> None:
+        if isinstance(item, SupersededItem):
+            decoded.items.append(DecodedItem(BatchItem(item.offset, item.item, "superseded", produced_at_us=item.produced_at_us)))
+            return
         if isinstance(item, RejectedItem):
             self._reject(record, item, decoded)
             return
@@ -109,10 +113,13 @@ class Decoder:
             decoded.items.append(done)
             decoded.rejections.append(Rejection(record, item.item, error.reason, error.message, partial=True))
         else:
-            self._reject(record, RejectedItem(item.offset, item.item, error.reason, error.message, item.produced_at_us, item.id), decoded)
+            origin = item.origin_offset, item.origin_item
+            rejected = RejectedItem(item.offset, item.item, error.reason, error.message, item.produced_at_us, item.id, *origin)
+            self._reject(record, rejected, decoded)
 
     def _reject(self, record: LogRecord, item: RejectedItem, decoded: DecodedSlice) -> None:
-        row = BatchItem(item.offset, item.item, "reject", id=item.id, reason=item.reason, produced_at_us=item.produced_at_us)
+        origin = item.origin_offset, item.origin_item
+        row = BatchItem(item.offset, item.item, "reject", item.id, *origin, reason=item.reason, produced_at_us=item.produced_at_us)
         decoded.items.append(DecodedItem(row))
         decoded.rejections.append(Rejection(record, item.item, item.reason, item.message))
 
@@ -123,6 +130,8 @@ def _row(item: MediaItem) -> BatchItem:
         item=item.item,
         op="delete" if item.is_delete else "upsert",
         id=item.id,
+        origin_offset=item.origin_offset,
+        origin_item=item.origin_item,
         vectors=dict(item.vectors),
         text=item.text,
         attributes=item.attributes,

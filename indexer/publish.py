@@ -16,15 +16,16 @@ from operator import attrgetter
 from contracts.chain import BatchSpan
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
-from contracts.errors import UnavailableError
+from contracts.errors import SettingsError, UnavailableError
 from contracts.log import LogProducer, RecordPosition
 from contracts.vectors_batch import BatchItem, batch_headers, batch_schema, build_batch, encode_batch
-from indexer.dead_letter import dead_letter_headers
+from indexer.dead_letter import DeadLetterRecord, dead_letter_record
 from indexer.slices import DecodedSlice, Rejection
 
 DEAD_LETTER_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 60.0
 HEADERS_BYTES = 4096
+_CHANGES = ("upsert", "delete", "patch")
 
 
 class Publisher:
@@ -60,9 +61,10 @@ class Publisher:
         UnavailableError
             The dead-letter topic does not take the slice's rejected records, or nothing was acknowledged for too long.
         """
-        self._send_dead_letters(decoded.rejections)
         fetched = decoded.fetched
-        for span, value in self._batches(decoded, fetched.start_offset, fetched.next_offset):
+        batches = list(self._batches(decoded, fetched.start_offset, fetched.next_offset))  # this may reject more
+        self._send_dead_letters(decoded.rejections)
+        for span, value in batches:
             self._wait_for_room(len(value))
             future = self.producer.send(self.index.vectors_topic, partition=fetched.partition, value=value, headers=batch_headers(span, value))
             future.add_done_callback(functools.partial(self._settled, len(value)))
@@ -86,38 +88,50 @@ class Publisher:
             self._in_flight_bytes += size_bytes
 
     def _batches(self, decoded: DecodedSlice, start_offset: int, next_offset: int) -> Iterator[tuple[BatchSpan, bytes]]:
-        items = [item.row for item in decoded.items if start_offset <= item.row.offset < next_offset]
-        value = encode_batch(build_batch(items, self.schema))
-        offsets = sorted({item.offset for item in items})
-        if len(value) <= self.most_bytes:
-            yield BatchSpan(self.collection.incarnation, self.collection.source_topic_id, start_offset, next_offset), value
-        elif len(offsets) > 1:  # batches never split a record: cut between two
+        rows = [item.row for item in decoded.items if start_offset <= item.row.offset < next_offset]
+        value = encode_batch(build_batch(rows, self.schema))
+        offsets = sorted({row.offset for row in rows})
+        if len(value) > self.most_bytes and len(offsets) > 1:  # batches never split a record: cut between two
             middle = offsets[len(offsets) // 2]
             yield from self._batches(decoded, start_offset, middle)
             yield from self._batches(decoded, middle, next_offset)
-        else:
-            yield from self._reject_oversized(decoded, items, start_offset, next_offset)
+            return
+        if len(value) > self.most_bytes:
+            value = encode_batch(build_batch(self._reject_oversized(decoded, offsets[0]), self.schema))
+        yield BatchSpan(self.collection.incarnation, self.collection.source_topic_id, start_offset, next_offset), value
 
-    def _reject_oversized(self, decoded: DecodedSlice, items: Sequence[BatchItem], start: int, end: int) -> Iterator[tuple[BatchSpan, bytes]]:
-        record = next(record for record in decoded.fetched.records if record.offset == items[0].offset)
+    def _reject_oversized(self, decoded: DecodedSlice, offset: int) -> list[BatchItem]:
+        """Reject every item of a record that asked for a change; what is rejected already keeps its reason."""
+        record = next(record for record in decoded.fetched.records if record.offset == offset)
         message = f"its rows and vectors do not fit into one batch of {self.most_bytes} bytes"
-        self._send_dead_letters([Rejection(record, item.item, "too_large", message) for item in items])
-        rows = [BatchItem(item.offset, item.item, "reject", id=item.id, reason="too_large", produced_at_us=item.produced_at_us) for item in items]
-        span = BatchSpan(self.collection.incarnation, self.collection.source_topic_id, start, end)
-        yield span, encode_batch(build_batch(rows, self.schema))
+        rejections = [rejection for rejection in decoded.rejections if rejection.record.offset != offset or not rejection.partial]
+        for item in decoded.items:
+            row = item.row
+            if row.offset == offset and row.op in _CHANGES:
+                origin = row.origin_offset, row.origin_item
+                item.row = BatchItem(offset, row.item, "reject", row.id, *origin, reason="too_large", produced_at_us=row.produced_at_us)
+                rejections.append(Rejection(record, row.item, "too_large", message))
+        decoded.rejections = sorted(rejections, key=lambda rejection: (rejection.record.offset, rejection.item))
+        return [item.row for item in decoded.items if item.row.offset == offset]
 
     def _send_dead_letters(self, rejections: Sequence[Rejection]) -> None:
-        futures: list[Future[RecordPosition]] = []
+        sent: list[tuple[DeadLetterRecord, Future[RecordPosition]]] = []
         for _, group in itertools.groupby(rejections, key=attrgetter("record.offset")):
             same = list(group)
-            record = same[0].record
-            headers = dead_letter_headers(self.collection, self.index.name, same)
-            topic = self.collection.dead_letter_topic
-            futures.append(self.producer.send(topic, partition=record.partition, key=record.key, value=record.value, headers=headers))
-            for rejection in same:
-                self.engines.metrics.dead_letters.labels(self.collection.name, rejection.reason).inc()
-        for future in futures:
+            letter = dead_letter_record(self.collection, self.index.name, same)
+            try:
+                sent.append((letter, self._send_dead_letter(letter)))
+            except SettingsError:  # larger than the topic takes; without its bytes it is small, and the stream goes on
+                letter = dead_letter_record(self.collection, self.index.name, same, leave_out=True)
+                sent.append((letter, self._send_dead_letter(letter)))
+        for letter, future in sent:
             future.result(DEAD_LETTER_SECONDS)
+            for reason in letter.reasons:
+                self.engines.metrics.dead_letters.labels(self.collection.name, reason).inc()
+
+    def _send_dead_letter(self, letter: DeadLetterRecord) -> Future[RecordPosition]:
+        topic = self.collection.dead_letter_topic
+        return self.producer.send(topic, partition=letter.partition, key=letter.key, value=letter.value, headers=letter.headers)
 
     def _settled(self, size_bytes: int, future: Future[RecordPosition]) -> None:
         with self._landed:

@@ -26,7 +26,7 @@ from query.parts import TAIL, Part, RowColumns, VectorColumn
 
 FIRST_ROWS = 1024
 NO_ROW = -1
-_IGNORED = frozenset(("reject", "gap", "lost"))
+_IGNORED = frozenset(("reject", "superseded", "gap", "lost"))
 _KNOWN = frozenset(("upsert", "delete")) | _IGNORED
 
 

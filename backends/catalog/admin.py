@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -25,6 +25,8 @@ from contracts.manifest import Checkpoint, Manifest
 from contracts.object_keys import CollectionKeys, validate_name
 
 FIRST_INDEX = "main"
+DEAD_LETTER_HEADERS_BYTES = 64 * 1024
+"""Room for what a dead letter says beside the largest original."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def create_collection(engines: Engines, request: CollectionRequest) -> Collectio
     origins = _origins(engines.log, source.name, request.start)  # read before the record exists: what comes later is indexed
     vectors = engines.log.create_topic(_spec(engines, vectors_topic(request.name, FIRST_INDEX), source.partitions, -1))
     dead_letters = dead_letter_topic(request.name)
-    engines.log.create_topic(_spec(engines, dead_letters, source.partitions, engines.settings.dead_letter_retention_seconds))
+    spec = _spec(engines, dead_letters, source.partitions, engines.settings.dead_letter_retention_seconds)
+    engines.log.create_topic(replace(spec, max_record_bytes=spec.max_record_bytes + DEAD_LETTER_HEADERS_BYTES))
     record = catalog.create(_record(engines, request, source, vectors))
     for partition, origin in origins.items():
         ensure_origin_manifest(engines, record, record.index(), partition, origin)
