@@ -18,6 +18,9 @@ from contracts import canonical_json
 EXTRA = "extra"
 """Column of the attributes struct that holds undeclared attributes as canonical JSON."""
 
+MAX_ATTRIBUTES_BYTES = 256 * 1024
+"""JSON of an item's attributes, of a patch, and of what patches have made of ``extra``."""
+
 _GEO = pa.struct([pa.field("lat", pa.float64()), pa.field("lon", pa.float64())])
 ARROW_TYPES: dict[str, pa.DataType] = {
     "keyword": pa.utf8(),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from contracts import attributes as typed
 from contracts import canonical_json
+from contracts.attributes import MAX_ATTRIBUTES_BYTES
 from contracts.collection import CollectionRecord
 from contracts.errors import RecordError
 from contracts.item import MAX_ID_BYTES
@@ -26,7 +27,6 @@ from contracts.payload_ref import PayloadRef
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
 TEXT_TYPE = "text/plain"
-MAX_ATTRIBUTES_BYTES = 256 * 1024
 _MAGIC = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -49,7 +49,7 @@ class MediaPart:
 
 @dataclass(slots=True)
 class MediaItem:
-    """One item that a record asks to index (or, with `is_delete`, to delete). Nothing of it is decoded yet.
+    """One item that a record asks to index (or to delete with `is_delete`, or to change with `patch`). Nothing of it is decoded yet.
 
     `parts` is empty unless a payload has to be fetched first (`backends.payloads`): then picture, text and hash are those of what is here already.
     """
@@ -60,6 +60,7 @@ class MediaItem:
     produced_at_us: int
     event_time_us: int
     is_delete: bool = False
+    patch: str | None = None
     picture: bytes | None = None
     text: str | None = None
     vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)

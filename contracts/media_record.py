@@ -3,6 +3,7 @@
     plain, CloudEvents, parts   one item (`contracts.media_envelope`)
     Arrow rows                  many items with the producers' own vectors (`contracts.media_rows`)
     null value                  delete
+    `hw_op: patch`              a JSON object that changes attributes (`contracts.media_patch`)
 
 Takes: a log record and the collection. Gives: items, each wanted or rejected with its reason. Owns: the order of ids.
 Never: decodes a picture, raises for a bad record, or lets one bad row reject its neighbours.
@@ -34,6 +35,7 @@ from contracts.media_item import (
     produced_at,
     utf8,
 )
+from contracts.media_patch import PATCH_TYPES, checked_patch
 from contracts.partitioner import partition_of
 
 __all__ = [
@@ -87,9 +89,11 @@ def _read_one(record: LogRecord, collection: CollectionRecord, limits: RecordLim
     """Items of a record of any form but Arrow, for which it gives the record whose value is the Arrow stream."""
     if len(record.headers) > MAX_HEADERS:
         raise RecordError("bad_envelope", f"{len(record.headers)} headers, more than {MAX_HEADERS}")
+    if record.header("hw_op") == b"patch":
+        return [_patch_item(record, collection)]
     if record.value is None:
         produced_at_us = produced_at(record)
-        return [MediaItem(record.offset, 0, _delete_id(record, collection), produced_at_us, produced_at_us, is_delete=True)]
+        return [MediaItem(record.offset, 0, _named_id(record, collection, "a delete"), produced_at_us, produced_at_us, is_delete=True)]
     operation = record.header("hw_op")
     if operation not in (None, b"upsert"):
         raise RecordError("bad_envelope", f"hw_op {operation[:40]!r} is not known" if operation else "hw_op is empty")
@@ -129,15 +133,30 @@ def _configured_id(record: LogRecord, collection: CollectionRecord) -> str | Non
     return None
 
 
-def _delete_id(record: LogRecord, collection: CollectionRecord) -> str:
+def _named_id(record: LogRecord, collection: CollectionRecord, what: str) -> str:
     found = _configured_id(record, collection)
     if found is None and record.key:
         found = utf8(record.key, "bad_id", "the key")
     if found is None and (event_id := record.header("ce_id")) is not None:
         found = utf8(event_id, "bad_id", "ce_id")
     if found is None:
-        raise RecordError("missing_id", "a delete (null value) needs an id: a key, ce_id, or the collection's id_from")
+        raise RecordError("missing_id", f"{what} needs an id: a key, ce_id, or the collection's id_from")
     return check_id(found)
+
+
+def _patch_item(record: LogRecord, collection: CollectionRecord) -> MediaItem | RejectedItem:
+    item_id, produced_at_us = _named_id(record, collection, "a patch"), produced_at(record)
+    acl = record.header("hw_acl" if record.header("ce_specversion") is None else "ce_hwacl")
+    content_type = (record.header("content-type") or b"").decode("latin-1").split(";")[0].strip().lower()
+    try:
+        if record.value is None or not (record.value or acl):
+            raise RecordError("empty", "the patch has no JSON object; a delete has a null value and no hw_op")
+        if content_type not in PATCH_TYPES:
+            raise RecordError("unsupported_content_type", f"a patch is a JSON object, its content-type is {content_type[:80]!r}")
+        patch = checked_patch(record.value or b"{}", collection.attributes)
+        return MediaItem(record.offset, 0, item_id, produced_at_us, produced_at_us, patch=patch, acl=json_acl(acl))
+    except RecordError as error:
+        return RejectedItem(record.offset, 0, error.reason, error.message, produced_at_us, item_id)
 
 
 def _single_id(record: LogRecord, envelope: Envelope, collection: CollectionRecord) -> str:

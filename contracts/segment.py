@@ -26,11 +26,20 @@ from contracts.vectors_batch import LINEAGE_FIELDS, PAYLOAD_FIELDS
 
 ROWS_PART = "rows"
 FIELD_PART_PREFIX = "field."
+MEDIA_FIELDS = (pa.field("media_offset", pa.int64()), pa.field("media_item", pa.int32()))
+"""Where a patched row's media lie in the media log; null where they lie at the row's own place. Left out of a part in which all are null."""
 
 
 def rows_schema(attributes: Mapping[str, str]) -> pa.Schema:
-    """Schema of stored rows: a batch's columns without `op`, `patch` and the vectors."""
-    return pa.schema([*LINEAGE_FIELDS, pa.field("text", pa.utf8()), pa.field("attributes", struct_type(attributes)), *PAYLOAD_FIELDS])
+    """Schema of stored rows: a batch's columns without `op`, `patch` and the vectors, and where the media lie."""
+    return pa.schema([*LINEAGE_FIELDS, pa.field("text", pa.utf8()), pa.field("attributes", struct_type(attributes)), *PAYLOAD_FIELDS, *MEDIA_FIELDS])
+
+
+def stored_rows(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of `rows_schema` of upserts of a vectors batch, whose media lie at their own place."""
+    names = batch.schema.names
+    columns = [batch.column(target.name) if target.name in names else pa.nulls(batch.num_rows, target.type) for target in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,9 @@ class FieldPart:
 
 def write_rows_part(rows: pa.RecordBatch, meta: Mapping[str, Any]) -> bytes:
     """Bytes of the `rows` part of n rows whose ids are unique and not null."""
+    optional = [target.name for target in MEDIA_FIELDS if target.name in rows.schema.names]
+    if all(rows.column(name).null_count == rows.num_rows for name in optional):
+        rows = rows.drop_columns(optional)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_batch(rows)
@@ -89,7 +101,14 @@ def read_rows_part(data: bytes | memoryview, where: str) -> RowsPart:
         raise CorruptError(f"{where}: the id hashes cannot be read: {error}") from None
     if not len(rows) == len(hashes) == batch.num_rows == file.meta.get("rows"):
         raise CorruptError(f"{where}: {batch.num_rows} rows, {len(hashes)} id hashes, meta says {file.meta.get('rows')}")
-    return RowsPart(batch, IdIndex(hashes, rows), file.meta)
+    return RowsPart(_with_media(batch), IdIndex(hashes, rows), file.meta)
+
+
+def _with_media(batch: pa.RecordBatch) -> pa.RecordBatch:
+    for target in MEDIA_FIELDS:
+        if target.name not in batch.schema.names:
+            batch = batch.append_column(target, pa.nulls(batch.num_rows, target.type))
+    return batch
 
 
 def write_field_part(field: FieldRecord, matrix: NDArray[Any], present: NDArray[np.bool_]) -> bytes:

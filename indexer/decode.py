@@ -16,7 +16,7 @@ from contracts.media_origin import ReadItem, SupersededItem, read_items
 from contracts.media_record import MediaItem, RecordLimits, RejectedItem
 from contracts.settings import Settings
 from contracts.store import ObjectStore
-from contracts.vectors_batch import BatchItem
+from contracts.vectors_batch import BatchItem, Op
 from embedding.texts import normalise_text
 from indexer.slices import DecodedItem, DecodedSlice, FetchedSlice, Rejection, gap_rows
 
@@ -80,7 +80,7 @@ class Decoder:
         if isinstance(item, RejectedItem):
             self._reject(record, item, decoded)
             return
-        if item.is_delete:
+        if item.is_delete or item.patch is not None:
             decoded.items.append(DecodedItem(_row(item)))
             return
         problem = self._fetch(item)
@@ -128,16 +128,23 @@ def _row(item: MediaItem) -> BatchItem:
     return BatchItem(
         offset=item.offset,
         item=item.item,
-        op="delete" if item.is_delete else "upsert",
+        op=_op(item),
         id=item.id,
         origin_offset=item.origin_offset,
         origin_item=item.origin_item,
         vectors=dict(item.vectors),
+        patch=item.patch,
         text=item.text,
         attributes=item.attributes,
         acl=item.acl,
-        event_time_us=item.event_time_us,
+        event_time_us=None if item.patch is not None else item.event_time_us,  # the base row's stays
         produced_at_us=item.produced_at_us,
         media_type=item.media_type,
         media_sha256=item.media_sha256,
     )
+
+
+def _op(item: MediaItem) -> Op:
+    if item.is_delete:
+        return "delete"
+    return "upsert" if item.patch is None else "patch"

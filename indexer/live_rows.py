@@ -1,26 +1,38 @@
 """What a builder knows of the committed segments of its partition: where an id's live row is, and which ids are tombstones.
 
-Takes: manifests. Gives: delete bitmaps for a commit, prior versions of ids. Owns: a cache of id indexes, one per segment.
+Takes: manifests. Gives: delete bitmaps for a commit, prior versions of ids, the rows that patches change. Owns: a cache of id indexes, one per
+segment, and a small one of parts.
 Never: decides; a compaction by another process changes the segments, so bits are computed for each manifest that is tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from backends.catalog.objects import download
+from contracts.collection import CollectionRecord, FieldRecord, IndexRecord
 from contracts.deletes import DeleteDelta, Tombstone, decode_delete_delta
 from contracts.item import IdIndex, VersionOrder, id_hashes, version_order
-from contracts.manifest import Manifest, SegmentEntry
-from contracts.segment import ROWS_PART, RowsPart, read_rows_part
+from contracts.manifest import Manifest, ObjectEntry, SegmentEntry
+from contracts.media_patch import BaseRow
+from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, RowsPart, read_field_part, read_rows_part, rows_schema
 from contracts.store import ObjectStore
+from contracts.vectors_batch import conform
 
 TOMBSTONE_SECONDS = 31 * 86400
+PARTS_BYTES = 128 * 1024 * 1024
+"""Parts that are kept for the next seal: a trickle of patches asks for the same ones again and again."""
 _LINEAGE = ("offset", "item", "origin_offset", "origin_item")
+_Part = TypeVar("_Part")
+_Vectors = tuple[NDArray[Any], NDArray[np.bool_]]
 
 
 class LiveRows:
@@ -37,6 +49,7 @@ class LiveRows:
         self._segments: dict[str, SegmentEntry] = {}
         self._ids: dict[str, IdIndex] = {}
         self._deltas: dict[str, DeleteDelta] = {}
+        self._parts: OrderedDict[str, tuple[int, Any]] = OrderedDict()
 
     def remember(self, segment_id: str, ids: IdIndex) -> None:
         """Keep the ids of a part that was just written, so that it is not read back."""
@@ -46,7 +59,8 @@ class LiveRows:
         """Read what the manifest names and is not known yet; forget what it no longer names."""
         for segment in manifest.segments:
             if segment.segment_id not in self._ids:
-                self._ids[segment.segment_id] = self._read(segment).ids
+                entry = segment.parts[ROWS_PART]
+                self._ids[segment.segment_id] = read_rows_part(download(self.store, entry), entry.key).ids
         for entry in manifest.deletes:
             if entry.key not in self._deltas:
                 self._deltas[entry.key] = decode_delete_delta(download(self.store, entry), entry.key)
@@ -55,8 +69,16 @@ class LiveRows:
         self._deltas = {entry.key: self._deltas[entry.key] for entry in manifest.deletes}
 
     def _read(self, segment: SegmentEntry) -> RowsPart:
-        entry = segment.parts[ROWS_PART]
-        return read_rows_part(download(self.store, entry), entry.key)
+        return self._part(segment.parts[ROWS_PART], read_rows_part)
+
+    def _part(self, entry: ObjectEntry, read: Callable[[bytes, str], _Part]) -> _Part:
+        found: tuple[int, _Part] | None = self._parts.pop(entry.key, None)
+        if found is None:
+            found = entry.size_bytes, read(download(self.store, entry), entry.key)
+        self._parts[entry.key] = found
+        while len(self._parts) > 1 and sum(size_bytes for size_bytes, _ in self._parts.values()) > PARTS_BYTES:
+            self._parts.popitem(last=False)
+        return found[1]
 
     def deleted(self, segment_id: str) -> BitMap:
         """Rows of a segment that are deleted by the loaded manifest's deltas."""
@@ -100,6 +122,48 @@ class LiveRows:
             for tombstone in tombstones.get(item_id, ()):
                 newest[at] = _newer(newest[at], tombstone.order)
         return newest
+
+    def bases(self, ids: Sequence[str], collection: CollectionRecord, index: IndexRecord) -> list[BaseRow | None]:
+        """Live committed row of each id with its vectors, copied out of its segment (asked for patches only).
+
+        Raises
+        ------
+        SnapshotError
+            A segment was compacted away; load the newest manifest.
+        """
+        out: list[BaseRow | None] = [None] * len(ids)
+        hashes, schema = id_hashes(list(ids)), rows_schema(collection.attributes)
+        for segment_id, segment in self._segments.items():
+            found = self._ids[segment_id].find(hashes)
+            deleted = self.deleted(segment_id)
+            places = [int(at) for at in np.flatnonzero(found >= 0) if int(found[at]) not in deleted]
+            if not places:
+                continue
+            chosen = found[places]
+            batch = self._read(segment).batch.take(pa.array(chosen))
+            batch = batch if batch.schema.equals(schema) else conform(batch, schema, segment_id)
+            vectors = {field.name: self._vectors(segment, field, chosen) for field in index.fields}
+            for row, at in enumerate(places):
+                out[at] = BaseRow(batch, row, partial(_vector, vectors, row))
+        return out
+
+    def _vectors(self, segment: SegmentEntry, field: FieldRecord, rows: NDArray[np.int64]) -> _Vectors:
+        """Vectors of some rows of a segment, shape (k, d), and which of them have one, shape (k,)."""
+        entry = segment.parts.get(FIELD_PART_PREFIX + field.name)
+        if entry is None:
+            return np.zeros((len(rows), field.dimension), field.dtype), np.zeros(len(rows), np.bool_)
+        part = self._part(entry, lambda data, where: read_field_part(data, field, where))
+        at = np.searchsorted(part.rows, rows)  # vectors are stored in row order
+        present = at < len(part.rows)
+        present[present] = part.rows[at[present]] == rows[present]
+        matrix = np.zeros((len(rows), field.dimension), part.matrix.dtype)
+        matrix[present] = part.matrix[at[present]]
+        return matrix, present
+
+
+def _vector(vectors: dict[str, _Vectors], row: int, field: str) -> NDArray[Any] | None:
+    matrix, present = vectors[field]
+    return matrix[row] if present[row] else None
 
 
 def _newer(a: VersionOrder | None, b: VersionOrder) -> VersionOrder:

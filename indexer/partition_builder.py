@@ -9,7 +9,7 @@ Owns: one claim, one growing segment. Never: cuts inside a batch; commits what d
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,11 @@ from backends.catalog.objects import upload
 from contracts.chain import BatchSpan, Chain
 from contracts.deletes import DeleteDelta, Tombstone, encode_delete_delta
 from contracts.errors import SnapshotError
-from contracts.item import IdIndex, id_hashes
+from contracts.item import IdIndex, VersionOrder, id_hashes
 from contracts.ledger import encode_ledger
 from contracts.log import LogRecord
 from contracts.manifest import Checkpoint, LedgerEntry, Manifest, ObjectEntry, ReadManifest, SegmentEntry
+from contracts.media_patch import BaseRow
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, write_field_part, write_rows_part
 from contracts.vectors_batch import RUN_OPS, batch_schema, decode_batch, read_headers
 from indexer.commit import Committer, published_with
@@ -174,7 +175,7 @@ class PartitionBuilder:
         return read
 
     def _seal(self, growing: GrowingSegment) -> PendingCommit:
-        sealed = seal(growing.batches, self.collection, self.index, self.live.prior)
+        sealed = self._decide(growing)
         checkpoint = Checkpoint(vectors_offset=self.vectors_offset, media_offset=self.chain.expected)
         segment_id = self.ulids.mint()
         entry = self._upload_segment(segment_id, sealed, checkpoint) if sealed.rows.num_rows else None
@@ -185,6 +186,23 @@ class PartitionBuilder:
             next_offset=checkpoint.media_offset,
         )
         return PendingCommit(self.ulids.mint(), sealed, self.checkpoint, checkpoint, entry, ledger, ledger_ulid)
+
+    def _decide(self, growing: GrowingSegment) -> SealedSegment:
+        try:
+            return self._seal_on(self.manifest, growing)
+        except SnapshotError:  # a segment with an older row was compacted away; the newest manifest has the row elsewhere
+            return self._seal_on(self.source.head().manifest, growing)
+
+    def _seal_on(self, manifest: Manifest, growing: GrowingSegment) -> SealedSegment:
+        def prior(ids: Sequence[str]) -> Sequence[VersionOrder | None]:
+            self.live.load(manifest)  # only where it is asked for: most seals hold neither replays nor patches
+            return self.live.prior(ids)
+
+        def bases(ids: Sequence[str]) -> Sequence[BaseRow | None]:
+            self.live.load(manifest)
+            return self.live.bases(ids, self.collection, self.index)
+
+        return seal(growing.batches, self.collection, self.index, prior, bases)
 
     def _upload_segment(self, segment_id: str, sealed: SealedSegment, checkpoint: Checkpoint) -> SegmentEntry:
         times = pc.min_max(sealed.rows.column("event_time").cast(pa.int64())).as_py()

@@ -1,7 +1,7 @@
 """Accepted rows -> what a commit says: stored rows, verdicts, deletes (pure; no store, no clock).
 
 Newest version of an id wins; the others are superseded. A replayed record (one with an origin) also loses to a newer row or tombstone that is
-committed already.
+committed already. A patch becomes a row whose vectors, text and media are those of the row that it changes (`indexer.patching`).
 
 Takes: accepted batch rows in log order. Gives: a `SealedSegment`. Owns: the verdicts.
 Never: sees the manifest; which older rows die is computed for each manifest that is tried (`indexer.delete_bits`).
@@ -9,7 +9,7 @@ Never: sees the manifest; which older rows die is computed for each manifest tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +17,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from contracts.collection import CollectionRecord, IndexRecord
-from contracts.errors import CorruptError
 from contracts.item import VersionOrder, id_hashes
-from contracts.ledger import LedgerRun, merge_runs
-from contracts.segment import rows_schema
+from contracts.ledger import LedgerRun
+from contracts.media_patch import PatchedRow, Patcher, put_vectors
+from contracts.segment import rows_schema, stored_rows
 from contracts.vectors_batch import VECTOR_PREFIX, vector_matrix
-
-PriorVersions = Callable[[Sequence[str]], Sequence[VersionOrder | None]]
-"""Newest committed version of each id, rows and tombstones alike; None where there is none."""
+from indexer.patching import WHERE, BaseRows, PatchOutcome, PriorVersions, resolve_patches
+from indexer.verdicts import Coded, ledger_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class SealedSegment:
     ledger: list[LedgerRun]
 
 
-def seal(batches: Sequence[pa.RecordBatch], collection: CollectionRecord, index: IndexRecord, prior: PriorVersions) -> SealedSegment:
+def seal(batches: Sequence[pa.RecordBatch], collection: CollectionRecord, index: IndexRecord, prior: PriorVersions, bases: BaseRows) -> SealedSegment:
     """Decide every accepted row of a growing segment.
 
     Parameters
@@ -54,31 +53,42 @@ def seal(batches: Sequence[pa.RecordBatch], collection: CollectionRecord, index:
         Whose rows these are.
     prior : callable
         Asked only about ids of replayed records.
+    bases : callable
+        Asked only about ids of patches.
     """
     batch = pa.Table.from_batches(batches).combine_chunks().to_batches()[0] if sum(b.num_rows for b in batches) else batches[0].slice(0, 0)
-    ops = np.asarray(batch.column("op").to_pylist(), dtype=object)
-    if "patch" in ops:
-        raise CorruptError(
-            "a vectors batch holds a patch, which this version cannot apply", hint="upgrade headwater on the builder", code="unknown_format"
-        )
-    verdicts = np.where(ops == "upsert", "row", ops).astype(object)
-    changes = np.flatnonzero((ops == "upsert") | (ops == "delete"))
+    verdicts, reasons = Coded.of(batch.column("op")), Coded.of(batch.column("reason"))
+    changes = np.flatnonzero(np.isin(verdicts.codes, [verdicts.code(op) for op in ("upsert", "delete", "patch")]))
     ids = batch.column("id").take(pa.array(changes)).to_pylist()
     hashes = id_hashes(ids)
     winner = _winners(batch, changes, hashes)
+    patches = PatchOutcome()
+    if (verdicts.codes == verdicts.code("patch")).any():
+        ops = batch.column("op").take(pa.array(changes)).to_pylist()
+        patches = resolve_patches(batch, changes, ids, ops, collection.attributes, prior, bases)
+        winner[patches.decided] = False  # `prior` was asked about them
     _lose_to_prior(batch, changes, ids, winner, prior)
-    verdicts[changes[~winner]] = "superseded"
+    winner[patches.winners] = True
     won, won_hashes = changes[winner], hashes[winner]
-    is_row = ops[won] == "upsert"
+    is_row = verdicts.codes[won] != verdicts.code("delete")
     stored = won[is_row]
-    order = np.lexsort((_numbers(batch, "item")[stored], _numbers(batch, "offset")[stored]))
-    stored = stored[order]
+    stored = stored[np.lexsort((_numbers(batch, "item")[stored], _numbers(batch, "offset")[stored]))]
+    made = {place: patches.made[row] for place, row in enumerate(stored.tolist()) if row in patches.made} if patches.made else {}
+    rows = _rows(batch, stored, made, collection)
+    verdicts.put(changes[~winner], "superseded")
+    verdicts.put(stored, "row")
+    if made:
+        reasons.put_column(stored, rows.column("reason"))
+    if patches.missed:
+        missed = np.array([*patches.missed], np.int64)
+        verdicts.put(missed, "patch")
+        reasons.put_column(missed, pa.array(patches.missed.values(), pa.utf8()))
     return SealedSegment(
-        rows=_rows(batch, stored, collection),
-        vectors=_vectors(batch, stored, index),
+        rows=rows,
+        vectors=_vectors(batch, stored, made, index),
         touched=won_hashes,
         tombstones=_tombstones(batch, won[~is_row]),
-        ledger=_ledger(batch, verdicts),
+        ledger=ledger_runs(_numbers(batch, "offset"), _numbers(batch, "item"), verdicts, reasons),
     )
 
 
@@ -120,17 +130,20 @@ def _lose_to_prior(batch: pa.RecordBatch, changes: NDArray[np.int64], ids: Seque
         winner[at] = committed is None or committed < order
 
 
-def _rows(batch: pa.RecordBatch, stored: NDArray[np.int64], collection: CollectionRecord) -> pa.RecordBatch:
+def _rows(batch: pa.RecordBatch, stored: NDArray[np.int64], made: Mapping[int, PatchedRow], collection: CollectionRecord) -> pa.RecordBatch:
     schema = rows_schema(collection.attributes)
-    take = pa.array(stored)
-    return pa.RecordBatch.from_arrays([batch.column(target.name).take(take) for target in schema], schema=schema)
+    plain = stored_rows(batch.select([name for name in schema.names if name in batch.schema.names]).take(pa.array(stored)), schema)
+    return Patcher(batch, collection.attributes, WHERE).rows(plain, made)
 
 
-def _vectors(batch: pa.RecordBatch, stored: NDArray[np.int64], index: IndexRecord) -> dict[str, tuple[NDArray[np.floating], NDArray[np.bool_]]]:
+def _vectors(
+    batch: pa.RecordBatch, stored: NDArray[np.int64], made: Mapping[int, PatchedRow], index: IndexRecord
+) -> dict[str, tuple[NDArray[np.floating], NDArray[np.bool_]]]:
     out: dict[str, tuple[NDArray[np.floating], NDArray[np.bool_]]] = {}
     for field in index.fields:
         matrix, present = vector_matrix(batch.column(VECTOR_PREFIX + field.name))
         out[field.name] = matrix[stored], present[stored]
+        put_vectors(made, field.name, *out[field.name])
     return out
 
 
@@ -138,16 +151,3 @@ def _tombstones(batch: pa.RecordBatch, rows: NDArray[np.int64]) -> list[tuple[st
     taken = batch.take(pa.array(rows))
     names = ("id", "offset", "item", "origin_offset", "origin_item")
     return list(zip(*(taken.column(name).to_pylist() for name in names), strict=True))
-
-
-def _ledger(batch: pa.RecordBatch, verdicts: NDArray[np.object_]) -> list[LedgerRun]:
-    """Runs of verdicts; a gap or lost row covers as many offsets as its `item` says, and no items."""
-    offsets, items = batch.column("offset").to_pylist(), batch.column("item").to_pylist()
-    reasons = batch.column("reason").to_pylist()
-    runs: list[LedgerRun] = []
-    for offset, item, verdict, reason in sorted(zip(offsets, items, verdicts, reasons, strict=True), key=lambda row: row[:2]):
-        if verdict in ("gap", "lost"):
-            runs.append(LedgerRun(offset, offset + item, 0, 0, verdict, reason))
-        else:
-            runs.append(LedgerRun(offset, offset + 1, item, item + 1, verdict, reason, partial=verdict == "row" and reason is not None))
-    return merge_runs(runs)

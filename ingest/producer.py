@@ -28,7 +28,7 @@ from contracts.partitioner import partition_of
 from contracts.settings import MEBIBYTE, Settings
 from contracts.store import ObjectStore
 from ingest.claim_check import ClaimCheck
-from ingest.records import Annotations, OutgoingRecord, RowColumns, delete_record, plain_record, rows_record
+from ingest.records import Annotations, OutgoingRecord, RowColumns, delete_record, patch_record, plain_record, rows_record
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,10 @@ class MediaProducer:
     def delete(self, item_id: str) -> Future[RecordPosition]:
         """Delete an id; returns and raises as `send_picture`."""
         return self.send(delete_record(item_id), item_id)
+
+    def patch(self, item_id: str, attributes: Mapping[str, Any], acl: Sequence[str] | None = None) -> Future[RecordPosition]:
+        """Change an item's attributes, and its acl where one is given, without its media (`ingest.records.patch_record`); as `send_picture`."""
+        return self.send(patch_record(item_id, attributes, acl), item_id)
 
     def send_vectors(
         self,

@@ -4,6 +4,7 @@
     CloudEvents binary   `cloudevent_record`: the same with `ce_*` headers
     Arrow rows           `rows_record`: many items with the producer's own vectors
     null value           `delete_record`
+    patch                `patch_record`: attributes change, the media stay
 
 Takes: an id, bytes or vectors, and what is known about them. Gives: key, value and headers, which `contracts.media_record` reads back.
 Owns: nothing. Never: sends, or decodes a picture.
@@ -133,6 +134,28 @@ def cloudevent_record(
 def delete_record(item_id: str) -> OutgoingRecord:
     """A null value: the item is deleted."""
     return OutgoingRecord(check_id(item_id).encode("utf-8"), None)
+
+
+def patch_record(item_id: str, attributes: Mapping[str, Any], acl: Sequence[str] | None = None) -> OutgoingRecord:
+    """A patch: changes attributes and leaves the item's media, text and vectors as they are.
+
+    Parameters
+    ----------
+    item_id : str
+        Id.
+    attributes : Mapping
+        RFC 7396 merge patch of the attributes: None removes one, objects are merged, everything else replaces.
+    acl : Sequence of str, optional
+        Who may see the item from now on; unchanged where it is None.
+
+    Raises
+    ------
+    RecordError
+        ``bad_id``: the id is empty, longer than 512 bytes, or not UTF-8.
+    """
+    headers = [("hw_op", b"patch"), ("content-type", b"application/merge-patch+json")]
+    headers += [] if acl is None else [("hw_acl", canonical_json.dump(list(acl)))]
+    return OutgoingRecord(check_id(item_id).encode("utf-8"), canonical_json.dump(dict(attributes)), tuple(headers))
 
 
 def rows_record(ids: Sequence[str], vectors: Mapping[str, NDArray[np.floating[Any]]], columns: RowColumns | None = None) -> OutgoingRecord:

@@ -63,12 +63,14 @@ def lineage_of(snapshot: CollectionSnapshot, ref: RowRef) -> dict[str, Any]:
     view = snapshot.views[ref.partition]
     origin = part.value(row, "origin_offset")
     digest = part.value(row, "media_sha256")
+    media_offset, media_item = part.media_place(row)
     return {
         "topic": snapshot.record.source_topic,
         "partition": ref.partition,
         "offset": int(part.columns.offsets[row]),
         "item": int(part.columns.items[row]),
         "origin": None if origin is None else {"offset": origin, "item": part.value(row, "origin_item")},
+        "media": {"offset": media_offset, "item": media_item},
         "produced_at": _time(part.time_us(row, "produced_at")),
         "media_type": part.value(row, "media_type"),
         "media_sha256": None if digest is None else digest.hex(),

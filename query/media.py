@@ -128,8 +128,7 @@ class MediaReader:
 
 
 def _place(snapshot: CollectionSnapshot, ref: RowRef) -> Place:
-    topic_id = snapshot.record.source_topic_id
-    return topic_id, ref.partition, int(ref.part.columns.offsets[ref.row]), int(ref.part.columns.items[ref.row])
+    return snapshot.record.source_topic_id, ref.partition, *ref.part.media_place(ref.row)
 
 
 def _missing(what: str) -> NotFoundError:

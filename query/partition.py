@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +22,10 @@ from contracts.collection import CollectionRecord, IndexRecord
 from contracts.errors import CorruptError
 from contracts.item import VersionOrder, id_hashes
 from contracts.log import LogRecord
-from contracts.segment import rows_schema
+from contracts.media_patch import BaseRow
 from contracts.vectors_batch import CommitNotice, batch_schema, decode_batch, read_headers
 from query.partition_view import LoadedManifest, PartitionView
+from query.segments import LoadedSegment
 from query.tail import Entry, Tail, newest_time_us
 
 
@@ -45,7 +48,7 @@ class Partition:
         self._schema = batch_schema(index, record.attributes)
         self._lock = threading.Lock()
         self._chain = Chain(record.incarnation, record.source_topic_id, 0)
-        self._tail = Tail(index, rows_schema(record.attributes))
+        self._tail = Tail(index, record.attributes)
         self._vectors_offset = 0
         self._loaded: LoadedManifest | None = None
         self._live: dict[str, NDArray[np.bool_]] = {}
@@ -96,7 +99,7 @@ class Partition:
             if accepted is not None:
                 try:
                     batch = decode_batch(record, self._schema) if batch is None else batch
-                    changed = self._tail.apply(batch, accepted, self._loses, f"{record.topic}/{record.partition}/{record.offset}")
+                    changed = self._tail.apply(batch, accepted, self._loses, self._bases, f"{record.topic}/{record.partition}/{record.offset}")
                 except CorruptError:
                     self._chain.expected = before
                     raise
@@ -120,6 +123,18 @@ class Partition:
             return True
         found = self._stored(id_hashes([item_id]))
         return any(self._loaded.segments[name].part(self._live[name]).order(int(rows[0])) > order for name, rows in found if rows[0] >= 0)
+
+    def _bases(self, ids: Sequence[str]) -> list[BaseRow | None]:
+        """Live rows of ids in segments, for patches: what the tail took away is masked already."""
+        assert self._loaded is not None, "take_record looked"
+        out: list[BaseRow | None] = [None] * len(ids)
+        for name, rows in self._stored(id_hashes(ids)):
+            segment = self._loaded.segments[name]
+            for at in np.flatnonzero(rows >= 0):
+                row = int(rows[at])
+                if self._live[name][row]:
+                    out[at] = BaseRow(segment.batch, row, partial(_vector, segment, row))
+        return out
 
     def _stored(self, hashes: NDArray[np.uint64]) -> list[tuple[str, NDArray[np.int64]]]:
         assert self._loaded is not None
@@ -166,3 +181,7 @@ class Partition:
     def _publish(self) -> None:
         assert self._loaded is not None
         self._view = PartitionView(self.number, self._loaded, dict(self._live), self._tail.part(), self._chain.expected)
+
+
+def _vector(segment: LoadedSegment, row: int, field: str) -> NDArray[Any] | None:
+    return segment.vectors[field].vector(row)

@@ -115,6 +115,10 @@ class Part:
             return self.live
         return self.live & (self.columns.event_time_us > expired_before_us)
 
+    def is_eligible(self, row: int, expired_before_us: int | None) -> bool:
+        """Whether `eligible` has a row, without looking at the others."""
+        return bool(self.live[row]) and (expired_before_us is None or bool(self.columns.event_time_us[row] > expired_before_us))
+
     def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
         """The batch that holds a row, and the row's number in it."""
         at = bisect_right(self.starts, row) - 1
@@ -130,6 +134,11 @@ class Part:
         batch, at = self.locate(row)
         found: int | None = batch.column(column).slice(at, 1).cast(pa.int64())[0].as_py()
         return found
+
+    def media_place(self, row: int) -> tuple[int, int]:
+        """Media offset and item of the record that holds a row's media: not the row's own where a patch made the row."""
+        offset, item = self.value(row, "media_offset"), self.value(row, "media_item")
+        return (int(self.columns.offsets[row]), int(self.columns.items[row])) if offset is None else (offset, item)
 
     def order(self, row: int) -> VersionOrder:
         """Place of a row among the versions of its id."""

@@ -165,6 +165,6 @@ def find_point(snapshot: CollectionSnapshot, item_id: str) -> RowRef:
     """
     for partition, view in snapshot.views.items():
         found = view.find(item_id)
-        if found is not None and found[0].eligible(snapshot.expired_before_us)[found[1]]:
+        if found is not None and found[0].is_eligible(found[1], snapshot.expired_before_us):
             return RowRef(partition, *found)
     raise NotFoundError("no point has this id", hint="points appear once they are indexed; `freshness` says how far that is", code="point_not_found")

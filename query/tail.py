@@ -4,13 +4,15 @@ Append-only columns: readers hold the first n rows of the arrays that they pinne
 a larger copy. The mask of live rows is copied before a published row in it changes. Newest wins by `VersionOrder`; entries come in media order,
 so that only a replay (a row with an origin) can lose against what is here already.
 
+A patch becomes a row like any other: its attributes are merged, the rest is copied from the id's live row (contracts/media_patch.py).
+
 Takes: decoded batches, spans that the chain accepted. Gives: tail parts, the newest entry of each id. Owns: the tail's columns.
 Never: changes a row that was published, or knows segments (query/partition.py masks them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +23,20 @@ from contracts.chain import AcceptedSpan
 from contracts.collection import IndexRecord
 from contracts.errors import CorruptError
 from contracts.item import VersionOrder, id_hashes, version_order
+from contracts.media_patch import BaseRow, PatchedRow, Patcher, put_vectors
+from contracts.segment import rows_schema, stored_rows
 from contracts.vectors_batch import VECTOR_PREFIX, vector_matrix
 from query.parts import TAIL, Part, RowColumns, VectorColumn
 
 FIRST_ROWS = 1024
 NO_ROW = -1
 _IGNORED = frozenset(("reject", "superseded", "gap", "lost"))
-_KNOWN = frozenset(("upsert", "delete")) | _IGNORED
+_KNOWN = frozenset(("upsert", "delete", "patch")) | _IGNORED
+
+Loses = Callable[[str, VersionOrder], bool]
+"""Asked of replays only: whether a segment or tombstone holds something newer than that version of that id."""
+Bases = Callable[[Sequence[str]], Sequence[BaseRow | None]]
+"""Live rows of ids in segments, asked of patches only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,16 @@ class Entry:
     def is_replay(self) -> bool:
         """Whether it stands at an origin before its own position, so that older segments may hold something newer."""
         return (self.order.effective_offset, self.order.effective_item) != (self.order.own_offset, self.order.own_item)
+
+
+@dataclass(slots=True)
+class _Change:
+    """Newest version of an id in the batch at hand: its row there, and for a patch the row that it makes."""
+
+    order: VersionOrder
+    at: int
+    op: str
+    made: PatchedRow | None = None
 
 
 class Grown:
@@ -77,12 +96,12 @@ class Tail:
     ----------
     index : IndexRecord
         Its fields are the vector columns.
-    rows_schema : pyarrow.Schema
-        Columns that are kept of a batch's rows.
+    attributes : Mapping of str to str
+        The collection's typed attributes.
     """
 
-    def __init__(self, index: IndexRecord, rows_schema: pa.Schema) -> None:
-        self._index, self._schema = index, rows_schema
+    def __init__(self, index: IndexRecord, attributes: Mapping[str, str]) -> None:
+        self._index, self._attributes, self._schema = index, attributes, rows_schema(attributes)
         self.newest: dict[str, Entry] = {}
         self._batches: list[pa.RecordBatch] = []
         self._columns = {"offsets": _grown(np.int64), "items": _grown(np.int32), "event_time_us": _grown(np.int64)}
@@ -97,7 +116,7 @@ class Tail:
         """Rows held, live or not."""
         return self._live.rows
 
-    def apply(self, batch: pa.RecordBatch, span: AcceptedSpan, loses: Callable[[str, VersionOrder], bool], where: str) -> list[tuple[str, Entry]]:
+    def apply(self, batch: pa.RecordBatch, span: AcceptedSpan, loses: Loses, bases: Bases, where: str) -> list[tuple[str, Entry]]:
         """Take in the accepted rows of a batch.
 
         Parameters
@@ -106,8 +125,8 @@ class Tail:
             Of the index's batch schema, in (offset, item) order.
         span : AcceptedSpan
             Rows outside of it are dropped.
-        loses : callable
-            Asked of replays only: whether a segment or tombstone holds something newer than that version of that id.
+        loses, bases : callable
+            What segments hold.
         where : str
             Names the batch in errors.
 
@@ -119,56 +138,83 @@ class Tail:
         Raises
         ------
         CorruptError
-            An op that this version does not know, an upsert or delete without an id, or rows out of order.
+            An op that this version does not know, a change without an id, or rows out of order.
         """
         batch = _accepted(batch, span, where)
-        ops = batch.column("op").to_pylist()
-        if not set(ops) <= _KNOWN:
-            raise CorruptError(
-                f"{where}: ops {sorted(set(ops) - _KNOWN)} are not known", hint="upgrade headwater on this machine", code="unknown_format"
-            )
-        ids = batch.column("id").to_pylist()
+        ops, ids = _ops(batch, where), batch.column("id").to_pylist()
         lineage = [batch.column(name).to_pylist() for name in ("offset", "item", "origin_offset", "origin_item")]
-        changed: dict[str, Entry] = {}
-        taken: list[int] = []
+        patcher = Patcher(batch, self._attributes, where)
+        stored = self._stored_bases(ids, ops, bases) if "patch" in ops else {}
+        changed: dict[str, _Change] = {}
         for at, op in enumerate(ops):
             if op in _IGNORED:
                 continue
-            if ids[at] is None:
+            item_id = ids[at]
+            if item_id is None:
                 raise CorruptError(f"{where}: {op} without an id", hint="only headwater may write to a vectors topic")
             order = version_order(*(column[at] for column in lineage))
-            before = changed.get(ids[at]) or self.newest.get(ids[at])
+            before = changed.get(item_id) or self.newest.get(item_id)
             is_replay = lineage[2][at] is not None
-            if (before is not None and before.order > order) or (is_replay and loses(ids[at], order)):
+            if (before is not None and before.order > order) or (is_replay and loses(item_id, order)):
                 continue
-            row = NO_ROW
-            if op == "upsert":
-                row = self.rows + len(taken)
-                taken.append(at)
-            changed[ids[at]] = Entry(order, row, self._hashes.rows + len(changed) if ids[at] not in changed else changed[ids[at]].slot)
-        self._store(batch, taken, changed)
-        return list(changed.items())
+            change = _Change(order, at, op)
+            if op == "patch":
+                made = patcher.apply(self._live_row(item_id, changed.get(item_id), patcher, stored), at)
+                if isinstance(made, str):  # it changes nothing
+                    continue
+                change.made = made
+            changed[item_id] = change
+        return self._store(batch, changed, patcher)
 
-    def _store(self, batch: pa.RecordBatch, taken: Sequence[int], changed: dict[str, Entry]) -> None:
+    def _stored_bases(self, ids: Sequence[str | None], ops: Sequence[str], bases: Bases) -> dict[str, BaseRow | None]:
+        """What segments hold of the patched ids that the tail has not seen, looked up at once."""
+        wanted = list({item_id for item_id, op in zip(ids, ops, strict=True) if op == "patch" and item_id and item_id not in self.newest})
+        return dict(zip(wanted, bases(wanted), strict=True))
+
+    def _live_row(self, item_id: str, change: _Change | None, patcher: Patcher, stored: dict[str, BaseRow | None]) -> BaseRow | PatchedRow | None:
+        """The row that stands for an id: of this batch, of the tail, or of a segment; None where there is none."""
+        if change is not None:
+            return change.made or (patcher.row(change.at) if change.op == "upsert" else None)
+        entry = self.newest.get(item_id)
+        if entry is None:
+            return stored[item_id]
+        return None if entry.row == NO_ROW else self._base(entry.row)
+
+    def _base(self, row: int) -> BaseRow:
+        at = row
+        for batch in self._batches:
+            if at < batch.num_rows:
+                break
+            at -= batch.num_rows
+        vectors = {name: grown.view()[row] if self._present[name].view()[row] else None for name, grown in self._matrices.items()}
+        return BaseRow(batch, at, vectors.get)
+
+    def _store(self, batch: pa.RecordBatch, changed: dict[str, _Change], patcher: Patcher) -> list[tuple[str, Entry]]:
         if not changed:
-            return
-        first = self.rows
-        if taken:
+            return []
+        with_row = sorted((change for change in changed.values() if change.op != "delete"), key=lambda change: change.at)
+        row_of = {change.at: self.rows + place for place, change in enumerate(with_row)}
+        slot = self._hashes.rows
+        entries = {
+            item_id: Entry(change.order, row_of.get(change.at, NO_ROW), slot + place) for place, (item_id, change) in enumerate(changed.items())
+        }
+        if with_row:
+            taken = [change.at for change in with_row]
             chosen = batch if len(taken) == batch.num_rows else batch.take(pa.array(taken, pa.int64()))
-            self._append_rows(chosen)
+            made = {place: change.made for place, change in enumerate(with_row) if change.made is not None}
+            self._append_rows(chosen, made, patcher)
         self._hashes.append(id_hashes(list(changed)))
-        live = np.zeros(len(taken), np.bool_)
-        live[[entry.row - first for entry in changed.values() if entry.row != NO_ROW]] = True
-        self._live.append(live)
+        self._live.append(np.ones(len(with_row), np.bool_))
         replaced = [before.row for item_id in changed if (before := self.newest.get(item_id)) is not None and before.row != NO_ROW]
         if replaced:
             if min(replaced) < self._published:
                 self._live.unshare()
             self._live.view()[replaced] = False
-        self.newest.update(changed)
+        self.newest.update(entries)
+        return list(entries.items())
 
-    def _append_rows(self, chosen: pa.RecordBatch) -> None:
-        rows = chosen.select(self._schema.names)
+    def _append_rows(self, chosen: pa.RecordBatch, made: dict[int, PatchedRow], patcher: Patcher) -> None:
+        rows = patcher.rows(stored_rows(chosen, self._schema), made)
         self._batches.append(rows)
         while len(self._batches) > 1 and self._batches[-2].num_rows <= 2 * self._batches[-1].num_rows:
             # one-row batches would make a filter as slow as a loop: equal neighbours are joined, each row log2(n) times
@@ -178,6 +224,9 @@ class Tail:
             grown.append(getattr(columns, name))
         for field in self._index.fields:
             matrix, present = vector_matrix(chosen.column(VECTOR_PREFIX + field.name))
+            if made:
+                matrix, present = matrix.astype(np.float32), present.copy()
+                put_vectors(made, field.name, matrix, present)
             self._matrices[field.name].append(matrix)
             self._present[field.name].append(present)
 
@@ -205,7 +254,7 @@ class Tail:
     def trimmed(self, media_offset: int) -> Tail:
         """A new tail of what lies at or above a media offset; this one stays as it is."""
         cut = int(np.searchsorted(self._columns["offsets"].view(), media_offset))
-        out = Tail(self._index, self._schema)
+        out = Tail(self._index, self._attributes)
         kept = [(item_id, entry) for item_id, entry in self.newest.items() if entry.order.own_offset >= media_offset]
         out._hashes.append(self.hashes([entry for _, entry in kept]))
         out.newest = {
@@ -218,6 +267,13 @@ class Tail:
                 theirs[name].append(grown.view()[cut:])
         out._live.append(self._live.view()[cut:])
         return out
+
+
+def _ops(batch: pa.RecordBatch, where: str) -> list[str]:
+    ops: list[str] = batch.column("op").to_pylist()
+    if not set(ops) <= _KNOWN:
+        raise CorruptError(f"{where}: ops {sorted(set(ops) - _KNOWN)} are not known", hint="upgrade headwater on this machine", code="unknown_format")
+    return ops
 
 
 def _grown(dtype: type[np.generic], *width: int) -> Grown:

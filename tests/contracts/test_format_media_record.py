@@ -184,12 +184,31 @@ REJECTED: list[tuple[str, LogRecord]] = [
     ("bad_time", record(JPEG, headers=headers(hw_time="yesterday"))),
     ("bad_time", record(JPEG, headers=headers(hw_time=b"\xff"))),
     ("bad_time", record(JPEG, headers=headers(hw_time="0001-01-01T00:00:00+09:00"))),
+    ("missing_id", record(b"{}", key=None, headers=headers(hw_op="patch"))),
+    ("empty", record(None, headers=headers(hw_op="patch", hw_acl="[]"))),
+    ("empty", record(b"", headers=headers(hw_op="patch"))),
+    ("bad_attributes", record(b"[]", headers=headers(hw_op="patch"))),
+    ("bad_attributes", record(b"{", headers=headers(hw_op="patch"))),
+    ("bad_attributes", record(b'{"price":"cheap"}', headers=headers(hw_op="patch"))),
+    ("bad_attributes", record(b'{"tags":[null]}', headers=headers(hw_op="patch"))),
+    ("bad_attributes", record(b'{"a":"' + b"x" * 262_144 + b'"}', headers=headers(hw_op="patch"))),
+    ("bad_acl", record(b"{}", headers=headers(hw_op="patch", hw_acl="{}"))),
+    ("unsupported_content_type", record(b"{}", headers=headers(hw_op="patch", content_type="image/jpeg"))),
     ("empty", record(b"")),
     ("empty", record(b"", headers=headers(hw_caption=""))),
     ("empty", event(data_base64=..., datacontenttype=...)),
     ("unsupported_content_type", record(b"%PDF", headers=headers(content_type="application/pdf"))),
     ("unsupported_content_type", record(b"who knows")),
 ]
+
+
+def test_a_patch_changes_attributes_and_acl_and_asks_for_nothing_else() -> None:
+    found = item(record(b'{ "tags": "new", "price": null, "deep": {"x": 1.0} }', headers=headers(hw_op="patch", hw_acl='["staff"]')))
+    assert (found.id, found.patch, found.acl) == ("cat-1", '{"deep":{"x":1.0},"price":null,"tags":"new"}', ["staff"])
+    assert (found.is_delete, found.picture, found.text, found.media_sha256, found.attributes) == (False, None, None, None, None)
+    only_acl = item(record(b"", headers=headers(hw_op="patch", ce_specversion="1.0", ce_id="e", ce_hwacl="[]", content_type="application/json")))
+    assert (only_acl.patch, only_acl.acl) == ("{}", [])
+    assert item(record(b"{}", headers=headers(hw_op="patch"))).acl is None
 
 
 @pytest.mark.parametrize(("expected", "one"), REJECTED, ids=[f"{n}-{name}" for n, (name, _) in enumerate(REJECTED)])
@@ -224,6 +243,7 @@ telling = st.sampled_from(
         b"1.0",
         b'{"price":1}',
         b"upsert",
+        b"patch",
     ]
 )
 header_lists = st.lists(st.tuples(known, telling | st.binary(max_size=12)), max_size=6).map(tuple)
@@ -243,7 +263,7 @@ sources = st.sampled_from([TYPED, collection(id_from="header:x-id"), collection(
 def test_no_key_value_or_header_makes_reading_raise(key: bytes | None, value: bytes | None, found_headers: Headers, where: Any) -> None:
     for one in read_media_record(record(value, key=key, headers=found_headers), where, LIMITS):
         if isinstance(one, MediaItem):
-            assert one.is_delete or one.picture or one.text is not None or one.vectors
+            assert one.is_delete or one.picture or one.text is not None or one.vectors or one.patch is not None
             one.id.encode("utf-8")
         else:
             assert one.reason in REJECT_REASONS

@@ -159,6 +159,7 @@ def media_examples() -> str:
          (("content-type", b"application/vnd.headwater.record+json"),), COLLECTION),
         ("claim check", b"cat-4", b"", (("content-type", b"image/jpeg"), ("hw_payload_ref", encode_payload_ref(claim))), COLLECTION),
         ("Arrow rows", None, sink.getvalue().to_pybytes(), (("content-type", b"application/vnd.apache.arrow.stream"),), own),
+        ("patch", b"cat-1", b'{"price":8,"tags":["sale"],"colour":null}', (("hw_op", b"patch"), ("hw_acl", b'["staff"]')), COLLECTION),
         ("delete", b"cat-1", None, (), COLLECTION),
         ("rejected", b"cat-1", b"%PDF-1.7", (("content-type", b"application/pdf"),), COLLECTION),
     ]  # fmt: skip
@@ -175,7 +176,7 @@ def media_examples() -> str:
 def _shown_item(found: MediaItem | RejectedItem) -> str:
     if isinstance(found, RejectedItem):
         return f"item {found.item} rejected: {found.reason}, {found.message}"
-    kept = {name: getattr(found, name) for name in ("is_delete", "text", "media_type", "attributes") if getattr(found, name)}
+    kept = {name: getattr(found, name) for name in ("is_delete", "patch", "acl", "text", "media_type", "attributes") if getattr(found, name)}
     kept |= {"to be fetched": [part.ref.key for part in found.parts if part.ref]} if found.parts else {}
     kept |= {"picture": f"{len(found.picture)} bytes"} if found.picture else {}
     kept |= {f"vector {name}": np.round(vector.astype(float), 3).tolist() for name, vector in found.vectors.items()}

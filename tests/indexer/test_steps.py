@@ -1,5 +1,7 @@
 """The indexer's single steps: slices and gaps, trimming, sealing, back-pressure, oversized batches."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,6 +12,7 @@ from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError
 from contracts.item import VersionOrder
+from contracts.ledger import LedgerRun, merge_runs, untiled
 from contracts.log import LogRecord
 from contracts.settings import load_settings
 from contracts.vectors_batch import BatchItem, batch_schema, build_batch
@@ -18,6 +21,7 @@ from indexer.seal import seal
 from indexer.seal_policy import should_seal
 from indexer.slices import fetched_slices, gap_rows
 from indexer.ulids import UlidSource
+from indexer.verdicts import Coded, ledger_runs
 from tests.indexer.conftest import DIMENSION
 
 
@@ -55,7 +59,7 @@ def test_trimming_drops_rows_below_and_cuts_a_gap_that_reaches_across(collection
 
 
 def seal_one(collection: CollectionRecord, *items: BatchItem, prior: VersionOrder | None = None):  # type: ignore[no-untyped-def]
-    return seal([batch(collection, *items)], collection, collection.index(), lambda ids: [prior] * len(ids))
+    return seal([batch(collection, *items)], collection, collection.index(), lambda ids: [prior] * len(ids), lambda ids: [None] * len(ids))
 
 
 def test_a_replayed_record_loses_to_anything_newer_than_its_origin(collection: CollectionRecord) -> None:
@@ -87,9 +91,74 @@ def test_vectors_follow_their_rows_and_missing_ones_are_left_out(collection: Col
     assert [(run.verdict, run.partial) for run in sealed.ledger] == [("row", True), ("row", False)]
 
 
-def test_a_patch_from_a_newer_worker_stops_the_builder_instead_of_being_lost(collection: CollectionRecord) -> None:
-    with pytest.raises(CorruptError, match="upgrade"):
-        seal_one(collection, BatchItem(0, 0, "patch", "a", patch="{}"))
+def test_a_patch_without_a_live_row_is_missed_and_takes_nothing_away(collection: CollectionRecord) -> None:
+    patch = BatchItem(2, 0, "patch", "b", patch='{"x":1}')
+    sealed = seal_one(collection, up(0, 0, "a"), BatchItem(1, 0, "delete", "b"), patch)
+    assert sealed.rows.column("id").to_pylist() == ["a"] and [t[0] for t in sealed.tombstones] == ["b"]
+    assert [(run.verdict, run.reason) for run in sealed.ledger] == [("row", None), ("delete", None), ("patch", "missed")]
+
+
+def test_a_patched_row_has_its_base_rows_vector_and_media_and_its_own_version(collection: CollectionRecord) -> None:
+    patches = [BatchItem(n, 0, "patch", "a", patch=patch, acl=acl) for n, patch, acl in ((1, '{"x":1}', ["me"]), (2, '{"y":2}', None))]
+    sealed = seal_one(collection, up(0, 3, "a"), *patches)
+    (row,) = sealed.rows.to_pylist()
+    assert (row["offset"], row["item"], row["media_offset"], row["media_item"], row["event_time"].microsecond) == (2, 0, 0, 3, 1)
+    assert row["attributes"]["extra"] == '{"x":1,"y":2}' and row["acl"] == ["me"]
+    assert sealed.vectors["vec"][0].tolist() == [[0.0] * DIMENSION] and sealed.vectors["vec"][1].tolist() == [True]
+    assert [run.verdict for run in sealed.ledger] == ["superseded", "superseded", "row"]
+
+
+def test_patches_cannot_grow_extra_without_bound(collection: CollectionRecord) -> None:
+    patches = [BatchItem(n, 0, "patch", "a", patch=json.dumps({f"k{n}": "x" * 200_000})) for n in (1, 2)]
+    sealed = seal_one(collection, up(0, 0, "a"), *patches, BatchItem(3, 0, "patch", "a", patch='{"k1":null,"k4":4}'))
+    assert sealed.rows.column("attributes").to_pylist()[0]["extra"] == '{"k4":4}'
+    assert [(run.verdict, run.reason) for run in sealed.ledger][1:] == [("patch", "too_large"), ("row", None)]
+
+
+def test_a_patch_that_no_embed_worker_wrote_stops_the_builder(collection: CollectionRecord) -> None:
+    for text in (None, "", "[]", "{"):
+        with pytest.raises(CorruptError, match="patch"):
+            seal_one(collection, up(0, 0, "a"), BatchItem(1, 0, "patch", "a", patch=text))
+
+
+def loop(offsets: list[int], items: list[int], verdicts: list[str], reasons: list[str | None]) -> list[LedgerRun]:
+    """The plain way: a run for every row, joined by the contract's `merge_runs`."""
+    runs = []
+    for offset, item, verdict, reason in sorted(zip(offsets, items, verdicts, reasons, strict=True), key=lambda row: row[:2]):
+        if verdict in ("gap", "lost"):
+            runs.append(LedgerRun(offset, offset + item, 0, 0, verdict, reason))
+        else:
+            runs.append(LedgerRun(offset, offset + 1, item, item + 1, verdict, reason, partial=verdict == "row" and reason is not None))
+    return merge_runs(runs)
+
+
+ROWS = st.tuples(
+    st.integers(0, 12), st.integers(0, 4), st.sampled_from(["row", "row", "row", "superseded", "delete", "reject", "gap", "lost"]),
+    st.sampled_from([None, None, "empty", "decode_failed"]),
+)  # fmt: skip
+
+
+@given(st.lists(ROWS, max_size=60, unique_by=lambda row: row[:2]))
+def test_the_ledgers_runs_are_those_of_a_loop_over_the_rows(rows: list[tuple[int, int, str, str | None]]) -> None:
+    offsets, items, verdicts, reasons = ([row[at] for row in rows] for at in range(4))
+    found = ledger_runs(
+        np.array(offsets, np.int64), np.array(items, np.int64), Coded.of(pa.array(verdicts, pa.utf8())), Coded.of(pa.array(reasons, pa.utf8()))
+    )
+    assert found == loop(offsets, items, verdicts, reasons)
+
+
+@given(st.integers(1, 9), st.integers(0, 3), st.sets(st.integers(0, 80), max_size=9), st.integers(0, 30))
+def test_the_ledger_of_a_stream_with_gaps_and_many_items_tiles_it(items: int, kinds: int, odd: set[int], gap: int) -> None:
+    verdicts = ["row" if n not in odd else ("superseded", "reject", "delete", "patch")[kinds] for n in range(81)]
+    offsets, numbers = [n // items for n in range(81)], [n % items for n in range(81)]
+    if gap:
+        offsets, numbers, verdicts = [*offsets, offsets[-1] + 1], [*numbers, gap], [*verdicts, "gap"]
+    reasons = [None] * len(offsets)
+    found = ledger_runs(
+        np.array(offsets, np.int64), np.array(numbers, np.int64), Coded.of(pa.array(verdicts)), Coded.of(pa.array(reasons, pa.utf8()))
+    )
+    assert found == loop(offsets, numbers, verdicts, list(reasons))
+    assert untiled(found, 0, offsets[-1] + (gap or 1)) == []
 
 
 def test_a_segment_is_sealed_by_rows_bytes_or_age() -> None:

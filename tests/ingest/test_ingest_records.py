@@ -13,7 +13,7 @@ from contracts.collection import CollectionRecord, FieldRecord, IndexRecord, own
 from contracts.errors import RecordError, SettingsError
 from contracts.log import LogRecord
 from contracts.media_record import MediaItem, RecordLimits, read_media_record
-from ingest.records import Annotations, OutgoingRecord, RowColumns, cloudevent_record, delete_record, plain_record, rfc3339, rows_record
+from ingest.records import Annotations, OutgoingRecord, RowColumns, cloudevent_record, delete_record, patch_record, plain_record, rfc3339, rows_record
 
 FIELD = FieldRecord(name="v", source="vector", encoder=None, space_id=own_vector_space("v", 3, "dot"), dimension=3, metric="dot", dtype="float32")
 COLLECTION = CollectionRecord(
@@ -103,6 +103,13 @@ def test_a_delete_reads_back_as_a_delete_of_its_id(item_id: str) -> None:
     assert isinstance(item, MediaItem)
     assert item.is_delete
     assert item.id == item_id
+
+
+def test_a_patch_reads_back_as_a_patch_of_its_id() -> None:
+    (found,) = read_back(patch_record("a", {"b": None, "a": {"x": 1}}, ["staff"]))
+    assert (found.id, found.patch, found.acl) == ("a", '{"a":{"x":1},"b":null}', ["staff"])
+    (found,) = read_back(patch_record("a", {}))
+    assert (found.patch, found.acl) == ("{}", None)
 
 
 @pytest.mark.parametrize("item_id", ["", "x" * 513, "a\0b", "\udcff"])

@@ -61,6 +61,7 @@ def test_what_is_sent_can_be_read_from_the_media_topic(engines: Engines, collect
         position = producer.send_picture("a", b"\xff\xd8\xff1", "image/jpeg", caption="one", attributes={"year": 2026}, acl=["x"]).result()
         producer.send_text("b", "hello", caption="greeting")
         producer.delete("c")
+        producer.patch("d", {"year": 2027}, acl=["y"])
     found = {item.id: item for item in items(stored(collection), collection)}
     assert found["a"].picture == b"\xff\xd8\xff1"
     assert found["a"].text == "one"
@@ -69,8 +70,9 @@ def test_what_is_sent_can_be_read_from_the_media_topic(engines: Engines, collect
     assert found["a"].attributes["year"] == 2026
     assert found["b"].text == "greeting\nhello"
     assert found["c"].is_delete
+    assert (found["d"].patch, found["d"].acl) == ('{"year":2027}', ["y"])
     assert position.partition == producer.partition("a")
-    assert sum(producer.next_offsets.values()) == 3
+    assert sum(producer.next_offsets.values()) == 4
 
 
 def test_every_id_lands_in_the_partition_of_javas_murmur2(engines: Engines, collection: CollectionRecord, stored: Stored) -> None:

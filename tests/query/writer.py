@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from contracts.engines import Engines
 from contracts.item import VersionOrder, version_order
 from contracts.manifest import Checkpoint, Manifest, ObjectEntry, ReadManifest, SegmentEntry
 from contracts.object_keys import CollectionKeys
-from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, rows_schema, write_field_part, write_rows_part
+from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, rows_schema, stored_rows, write_field_part, write_rows_part
 from contracts.settings import Settings, load_settings
 from contracts.vectors_batch import (
     NOTICE_KEY,
@@ -95,6 +96,9 @@ class Writer:
 
     def delete(self, item_id: str, offset: int | None = None, **more: Any) -> BatchItem:
         return BatchItem(self.next_offset if offset is None else offset, 0, "delete", item_id, **more)
+
+    def patch(self, item_id: str, patch: dict[str, Any], offset: int | None = None, **more: Any) -> BatchItem:
+        return BatchItem(self.next_offset if offset is None else offset, 0, "patch", item_id, patch=json.dumps(patch), **more)
 
     def send(self, items: Sequence[BatchItem], start: int | None = None, next_offset: int | None = None, zombie: bool = False) -> int:
         """Append one batch; a zombie's is not part of this writer's own chain. Returns the offset after it."""
@@ -199,7 +203,7 @@ class Writer:
 
     def write_segment(self, ulid: str, items: Sequence[BatchItem]) -> SegmentEntry:
         batch = build_batch(items, self.schema)
-        rows = batch.select(rows_schema(self.record.attributes).names)
+        rows = stored_rows(batch, rows_schema(self.record.attributes))
         parts = {ROWS_PART: upload(self.engines.store, self.keys.part("b", 1, ulid, ROWS_PART), write_rows_part(rows, {}))}
         for target in self.index.fields:
             matrix, present = vector_matrix(batch.column(VECTOR_PREFIX + target.name))
