@@ -6,7 +6,6 @@ Never: logs a password.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import KafkaTimeoutError
 
 from backends.kafka_errors import mapped
+from contracts.addresses import is_loopback
 from contracts.errors import SettingsError, UnavailableError
 from contracts.settings import MEBIBYTE, Settings
 
@@ -47,13 +47,7 @@ def brokers(log_url: str) -> list[str]:
 
 
 def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
 def _check_security(settings: Settings, addresses: list[str]) -> None:

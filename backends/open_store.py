@@ -9,7 +9,6 @@ third slash is the path), ``s3://host:port/bucket``, ``s3s://`` for the same wit
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -18,6 +17,7 @@ from backends.folder_store import FolderStore
 from backends.memory_store import open_memory_store
 from backends.s3_store import S3Store
 from backends.store_rules import MeteredStore
+from contracts.addresses import is_loopback
 from contracts.errors import SettingsError
 from contracts.metrics import Metrics
 from contracts.settings import Settings
@@ -113,13 +113,3 @@ def _open_s3(url: SplitResult, settings: Settings, metrics: Metrics | None) -> S
         secure=secure,
         metrics=metrics,
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether `host` is this machine by its name or address alone; no name is looked up."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -122,6 +122,7 @@ REJECT_REASONS: dict[str, str] = {
     "bad_vector": "a vector has the wrong dimension, type, or a value that is not finite",
     "decode_failed": "the picture cannot be decoded",
     "empty": "the record carries nothing to index",
+    "encoder_refused": "the remote encoder refuses this picture or text, while it takes others",
     "missing_id": "a delete, or a CloudEvent, without an id",
     "payload_missing": "the object that the claim check names is gone",
     "payload_mismatch": "the claim check's object has another size or sha256",

@@ -71,6 +71,16 @@ class Settings(BaseSettings):
     max_picture_pixels: int = Field(89_478_485, gt=0, description="most pixels that a picture's header may name")
     max_text_bytes: int = Field(MEBIBYTE, gt=0, description="longest text or caption")
 
+    # ---- encoders ---------------------------------------------------------------------------------------------
+    model_dir: Path = Field(Path("headwater-data/models"), description="folder where a trained map is looked for by its file name")
+    encoder_keys: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description='API keys of remote encoders by origin, as JSON: {"https://HOST[:PORT]": "KEY"}; each goes to its origin only',
+    )
+    encoder_timeout_seconds: float = Field(30.0, gt=0, description="longest wait for one answer of a remote encoder")
+    encoder_batch_items: int = Field(16, ge=1, description="most pictures or texts in one request to a remote encoder")
+    encoder_requests: int = Field(4, ge=1, le=64, description="most requests to a remote encoder at one time")
+
     # ---- builder ----------------------------------------------------------------------------------------------
     seal_rows: int = Field(100_000, ge=1, description="a growing segment is sealed at this many rows")
     seal_bytes: int = Field(256 * MEBIBYTE, ge=1, description="a growing segment is sealed at this many bytes")

@@ -15,6 +15,7 @@ from typing import Any
 from contracts.encoder import EmbeddingSpace, Encoder
 from contracts.errors import SettingsError
 from contracts.settings import Settings
+from embedding.plugins import Plugin, find_plugin, plugin_prefixes
 
 INSTALL_HINT = "pip install 'headwater[indexer]'"
 
@@ -24,18 +25,29 @@ class EncoderKind:
     """One kind of encoder: what its names look like, and the module that knows it.
 
     The module has ``open_named(name, settings) -> Encoder`` and ``space_named(name, settings) -> EmbeddingSpace``; the latter loads no weights.
+    Where `is_completed`, it also has ``full_name(name, settings, with_pictures) -> str``.
     """
 
     form: str
     module: str
+    is_completed: bool = False
 
 
 KINDS = {
     "lite": EncoderKind("lite", "embedding.lite"),
+    "remote": EncoderKind("remote:https://HOST[:PORT]/v1#MODEL", "embedding.remote", is_completed=True),
 }
 """By what stands before the first colon of a name."""
 
-SETTINGS_THAT_MATTER = ("embed_torch_threads", "max_picture_bytes", "max_picture_pixels")
+SETTINGS_THAT_MATTER = (
+    "embed_torch_threads",
+    "encoder_batch_items",
+    "encoder_requests",
+    "encoder_timeout_seconds",
+    "max_picture_bytes",
+    "max_picture_pixels",
+    "model_dir",
+)
 """Roles of one process share an encoder where these are equal."""
 
 
@@ -63,7 +75,8 @@ def open_encoder(name: str, settings: Settings) -> Encoder:
     UnavailableError
         Weights that have to be fetched cannot be.
     """
-    encoder: Encoder = _call(name, "open_named", settings)
+    plugin = _plugin_of(name)
+    encoder: Encoder = _call(name, "open_named", settings) if plugin is None else plugin.open(name, settings)
     return encoder
 
 
@@ -82,16 +95,35 @@ def shared_encoder(name: str, settings: Settings) -> Encoder:
 
 def describe_space(name: str, settings: Settings) -> EmbeddingSpace:
     """The space of the encoder of that name, without loading its weights (a file's bytes are hashed); raises as `open_encoder`."""
-    space: EmbeddingSpace = _call(name, "space_named", settings)
+    plugin = _plugin_of(name)
+    space: EmbeddingSpace = _call(name, "space_named", settings) if plugin is None else plugin.space(name, settings)
     return space
 
 
-def _call(name: str, function: str, settings: Settings) -> Any:
+def full_encoder_name(name: str, settings: Settings, with_pictures: bool) -> str:
+    """The name as a collection stores it: with what it leaves open, such as a server's dimension or a file's hash, found out now.
+
+    A machine that has only the full name then opens the same encoder, or none. Raises as `open_encoder`.
+    """
+    kind = KINDS.get(name.partition(":")[0])
+    return str(_call(name, "full_name", settings, with_pictures)) if kind is not None and kind.is_completed else name
+
+
+def _plugin_of(name: str) -> Plugin | None:
+    prefix = name.partition(":")[0]
+    plugin = find_plugin(prefix) if prefix else None
+    if plugin is not None and prefix in KINDS:
+        raise plugin.violation("has the name of an encoder of ours")
+    return plugin
+
+
+def _call(name: str, function: str, settings: Settings, *more: object) -> Any:
     kind = KINDS.get(name.partition(":")[0])
     if kind is None or (":" in name) != (":" in kind.form):
-        raise SettingsError(f"encoder {name[:100]!r} is unknown", hint=f"name one of: {'; '.join(known.form for known in KINDS.values())}")
+        forms = [known.form for known in KINDS.values()] + [f"{prefix}[:...]" for prefix in plugin_prefixes()]
+        raise SettingsError(f"encoder {name[:100]!r} is unknown", hint=f"name one of: {'; '.join(forms)}")
     try:
-        called: Callable[[str, Settings], Any] = getattr(import_module(kind.module), function)
-        return called(name, settings)
+        called: Callable[..., Any] = getattr(import_module(kind.module), function)
+        return called(name, settings, *more)
     except ModuleNotFoundError as error:
         raise SettingsError(f"encoder {name[:100]!r} needs the package {error.name}", hint=INSTALL_HINT) from error

@@ -62,11 +62,13 @@ def encoder_fields(encoder: str, sources: Sequence[str], settings: Settings | No
     HeadwaterError
         The encoder or a source is not known, or the encoder cannot be described here: see `embedding.open_encoder.open_encoder`.
     """
-    from embedding.open_encoder import describe_space
+    from embedding.open_encoder import describe_space, full_encoder_name
 
     if not sources:
         raise SettingsError("no fields were named", hint=f"name at least one of {', '.join(ENCODED_SOURCES)}")
-    space = describe_space(encoder, settings or load_settings())
+    known = settings or load_settings()
+    encoder = full_encoder_name(encoder, known, with_pictures=bool({"image", "fused"} & set(sources)))
+    space = describe_space(encoder, known)
     fields = []
     for source in dict.fromkeys(sources):
         if source not in ENCODED_SOURCES:

@@ -1,21 +1,23 @@
 """Decoded items -> vectors: one call of the encoder for all pictures at hand, one for all texts.
 
-Takes: decoded slices. Gives: the same rows with their vectors filled in. Owns: which field gets which vector.
+Takes: decoded slices. Gives: the same rows with their vectors filled in. Owns: which field gets which vector, and
+what becomes of an item that the encoder refuses.
 Never: waits for more work to come; batches grow by themselves under load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contracts.collection import IndexRecord
 from contracts.encoder import Encoder
-from contracts.errors import SettingsError
+from contracts.errors import RecordError, SettingsError
+from contracts.vectors_batch import BatchItem
 from embedding.fields import fuse
-from indexer.slices import DecodedItem, DecodedSlice
+from indexer.slices import DecodedItem, DecodedSlice, Rejection
 
 Matrix = NDArray[np.float32]
 
@@ -38,17 +40,23 @@ def check_spaces(index: IndexRecord, encoder: Encoder | None) -> None:
             )
 
 
-def embed_slices(slices: Sequence[DecodedSlice], index: IndexRecord, encoder: Encoder | None, most_items: int) -> None:
-    """Fill in the vectors of all rows of these slices, in place."""
-    items = [item for decoded in slices for item in decoded.items]
+def embed_slices(slices: Sequence[DecodedSlice], index: IndexRecord, encoder: Encoder | None, most_items: int, on_partial: str = "keep") -> None:
+    """Fill in the vectors of all rows of these slices, in place; what the encoder refuses is rejected, as what cannot be decoded is.
+
+    Raises
+    ------
+    UnavailableError
+        The encoder does not answer now; nothing was changed that a second call does not change again.
+    """
     if encoder is None:
         return
-    pictures = [item for item in items if item.picture is not None]
-    texts = [item for item in items if item.text is not None]
-    by_picture = _encode_pictures(pictures, encoder, most_items)
-    by_text = _encode_texts(texts, encoder, most_items)
+    items = [item for decoded in slices for item in decoded.items]
+    by_picture = _Encoded(lambda rows: encoder.encode_pictures(np.stack([item.picture for item in rows if item.picture is not None])))
+    by_text = _Encoded(lambda rows: encoder.encode_texts([item.text for item in rows if item.text is not None]))
+    by_picture.encode([item for item in items if item.picture is not None], most_items)
+    by_text.encode([item for item in items if item.text is not None], most_items)
     for item in (item for item in items if item.row.op == "upsert"):
-        picture, text = by_picture.get(id(item)), by_text.get(id(item))
+        picture, text = by_picture.vectors.get(id(item)), by_text.vectors.get(id(item))
         for field in index.fields:
             if field.source == "image":
                 item.row.vectors[field.name] = picture
@@ -56,6 +64,11 @@ def embed_slices(slices: Sequence[DecodedSlice], index: IndexRecord, encoder: En
                 item.row.vectors[field.name] = text
             elif field.source == "fused":
                 item.row.vectors[field.name] = _fused(picture, text)
+    refused = by_text.refused | by_picture.refused
+    if refused:
+        encoded = by_picture.vectors.keys() | by_text.vectors.keys()
+        for decoded in slices:
+            _reject_refused(decoded, refused, encoded if on_partial == "keep" else set())
 
 
 def _fused(picture: Matrix | None, text: Matrix | None) -> Matrix | None:
@@ -65,19 +78,39 @@ def _fused(picture: Matrix | None, text: Matrix | None) -> Matrix | None:
     return fused
 
 
-def _encode_pictures(items: Sequence[DecodedItem], encoder: Encoder, most_items: int) -> dict[int, Matrix]:
-    out: dict[int, Matrix] = {}
-    for at in range(0, len(items), most_items):
-        part = items[at : at + most_items]
-        vectors = encoder.encode_pictures(np.stack([item.picture for item in part if item.picture is not None]))
-        out.update((id(item), vector) for item, vector in zip(part, vectors, strict=True))
-    return out
+class _Encoded:
+    """Vectors of one side of many items, by the item's identity, and the items that the encoder refuses."""
+
+    def __init__(self, encode: Callable[[Sequence[DecodedItem]], Matrix]) -> None:
+        self._encode = encode
+        self.vectors: dict[int, Matrix] = {}
+        self.refused: dict[int, RecordError] = {}
+
+    def encode(self, items: Sequence[DecodedItem], most_items: int) -> None:
+        """Encode `items`, at most so many in one call; a call that is refused is halved until the guilty are alone."""
+        for at in range(0, len(items), most_items):
+            part = items[at : at + most_items]
+            try:
+                self.vectors.update((id(item), vector) for item, vector in zip(part, self._encode(part), strict=True))
+            except RecordError as error:
+                if len(part) == 1:
+                    self.refused[id(part[0])] = error
+                else:
+                    self.encode(part, len(part) // 2)
 
 
-def _encode_texts(items: Sequence[DecodedItem], encoder: Encoder, most_items: int) -> dict[int, Matrix]:
-    out: dict[int, Matrix] = {}
-    for at in range(0, len(items), most_items):
-        part = items[at : at + most_items]
-        vectors = encoder.encode_texts([item.text for item in part if item.text is not None])
-        out.update((id(item), vector) for item, vector in zip(part, vectors, strict=True))
-    return out
+def _reject_refused(decoded: DecodedSlice, refused: Mapping[int, RecordError], kept: Set[int]) -> None:
+    """Turn the rows of refused items into rejections, or into partial rows where the other side is encoded and may stay."""
+    records = {record.offset: record for record in decoded.fetched.records}
+    for item in decoded.items:
+        error = refused.get(id(item))
+        if error is None:
+            continue
+        row = item.row
+        is_partial = id(item) in kept
+        if is_partial:
+            row.reason = error.reason
+        else:
+            item.row = BatchItem(row.offset, row.item, "reject", id=row.id, reason=error.reason, produced_at_us=row.produced_at_us)
+        decoded.rejections.append(Rejection(records[row.offset], row.item, error.reason, error.message, partial=is_partial))
+    decoded.rejections.sort(key=lambda rejection: (rejection.record.offset, rejection.item))

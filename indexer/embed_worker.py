@@ -225,11 +225,23 @@ class EmbedWorker:
                 publisher.renew()
             if not slices:
                 continue
-            with self.engines.metrics.stage.labels("embed").time():
-                embed_slices(slices, self.index, self.encoder, self.engines.settings.embed_batch_items)
+            if not self._embed(slices):
+                continue
             self.engines.metrics.embed_batch_items.labels(self.collection.name).observe(sum(len(decoded.items) for decoded in slices))
             for decoded in slices:
                 self._publish(publisher, decoded)
+
+    def _embed(self, slices: Sequence[DecodedSlice]) -> bool:
+        """Embed slices, again and again while a remote encoder is away: that rejects nothing; False when the worker stops meanwhile."""
+        while not self._stop.is_set():
+            try:
+                with self.engines.metrics.stage.labels("embed").time():
+                    embed_slices(slices, self.index, self.encoder, self.engines.settings.embed_batch_items, self.collection.on_partial)
+                return True
+            except UnavailableError as error:
+                logger.warning("the encoder does not answer, trying again: %s", error)
+                self._stop.wait(RETRY_SECONDS)
+        return False
 
     def _take_slices(self) -> list[DecodedSlice]:
         """The first slice, waited for, and those behind it that are decoded by now: batches grow by themselves under load."""

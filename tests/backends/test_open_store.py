@@ -10,7 +10,8 @@ from store_fixtures import stack_settings
 
 from backends.folder_store import FolderStore
 from backends.memory_store import MemoryStore
-from backends.open_store import is_loopback, open_store
+from backends.open_store import open_store
+from contracts.addresses import is_loopback
 from contracts.errors import SettingsError, UnavailableError
 from contracts.settings import Settings
 from contracts.store import PutOutcome
