@@ -1,6 +1,6 @@
 """What a media record asks for, item by item, before anything of it is decoded.
 
-A record's form (`contracts.media_envelope`, `contracts.media_rows`) gives parts, ids and annotations; here they become items.
+A record's form (`contracts.media_envelope`, `media_rows`, `media_notification`) gives parts, ids and annotations; here they become items.
 
 Takes: ids, parts, attributes, texts. Gives: `MediaItem` and `RejectedItem`, checked. Owns: the content types and the limits of an item.
 Never: knows forms or headers, or fetches a payload.
@@ -120,7 +120,8 @@ def fill_item(item: MediaItem, parts: Sequence[MediaPart], limits: RecordLimits)
     item.parts = list(parts) if any(part.ref is not None for part in parts) else []
     item.text = _joined(texts, limits) if texts else None
     item.picture = pictures[0].data or None if pictures else None
-    item.media_type = pictures[0].content_type if pictures else TEXT_TYPE
+    untold = any(not part.content_type for part in parts)
+    item.media_type = pictures[0].content_type if pictures else None if untold else TEXT_TYPE
     media = item.picture or b"\n".join(part.data for part in texts if not part.is_caption)
     item.media_sha256 = hashlib.sha256(media).digest() if media else None
 
@@ -166,6 +167,13 @@ def utf8(data: bytes, reason: str, what: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecordError(reason, f"{what} is not valid UTF-8 at byte {error.start}") from None
+
+
+def json_path(value: Any, path: str) -> str | None:
+    """String or whole number, as a string, under a path of member names with dots between them; None where there is none."""
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def checked_text(text: str, limits: RecordLimits) -> str:

@@ -1,6 +1,7 @@
 """The media record: what producers put on a media topic, and the items that it asks for (docs/formats/media_record.md).
 
     plain, CloudEvents, parts   one item (`contracts.media_envelope`)
+    bucket notifications        an item per entry, on a topic declared as such (`contracts.media_notification`)
     Arrow rows                  many items with the producers' own vectors (`contracts.media_rows`)
     null value                  delete
     `hw_op: patch`              a JSON object that changes attributes (`contracts.media_patch`)
@@ -31,10 +32,12 @@ from contracts.media_item import (
     fill_item,
     json_acl,
     json_attributes,
+    json_path,
     picture_type,
     produced_at,
     utf8,
 )
+from contracts.media_notification import read_notification
 from contracts.media_patch import PATCH_TYPES, checked_patch
 from contracts.partitioner import partition_of
 
@@ -94,6 +97,8 @@ def _read_one(record: LogRecord, collection: CollectionRecord, limits: RecordLim
     if record.value is None:
         produced_at_us = produced_at(record)
         return [MediaItem(record.offset, 0, _named_id(record, collection, "a delete"), produced_at_us, produced_at_us, is_delete=True)]
+    if collection.notifications:
+        return read_notification(record, collection, limits)
     operation = record.header("hw_op")
     if operation not in (None, b"upsert"):
         raise RecordError("bad_envelope", f"hw_op {operation[:40]!r} is not known" if operation else "hw_op is empty")
@@ -127,9 +132,7 @@ def _configured_id(record: LogRecord, collection: CollectionRecord) -> str | Non
             value = canonical_json.load(record.value)
         except ValueError:
             return None
-        for part in collection.id_from.removeprefix("json:").split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+        return json_path(value, collection.id_from.removeprefix("json:"))
     return None
 
 

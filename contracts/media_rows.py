@@ -233,5 +233,9 @@ def _row_attributes(value: Any, collection: CollectionRecord) -> dict[str, Any]:
 
 
 def _shown_id(payload: Mapping[str, Any]) -> str | None:
+    """The row's id where it is one: what a rejection may name, and remove."""
     value = payload.get("id")
-    return value if isinstance(value, str) and len(value) <= 512 else None
+    try:
+        return check_id(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    except RecordError:
+        return None

@@ -42,6 +42,9 @@ def create(
     encoder: Annotated[str | None, typer.Option(help="Encoder of pictures and text; lite, unless only --vector is given.")] = None,
     fields: Annotated[str, typer.Option(help="What the encoder's fields hold.")] = "image,text,fused",
     vector: Annotated[list[str] | None, typer.Option(help="A field of own vectors, NAME:DIMENSION[:METRIC[:DTYPE]].")] = None,
+    on_reject: Annotated[str, typer.Option(help="What a rejected update does to the id's older row: keep or remove.")] = "keep",
+    on_partial: Annotated[str, typer.Option(help="What becomes of an item of which one part is bad: keep the rest, or reject.")] = "keep",
+    notifications: Annotated[bool, typer.Option(help="The source topic carries bucket notifications of S3 or MinIO.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Create a collection, with its topics."""
@@ -56,6 +59,9 @@ def create(
         partitioner=partitioner,
         retention_seconds=None if retention is None else seconds(retention),
         attributes=dict(_attribute(text) for text in attribute or []),
+        on_reject=on_reject,
+        on_partial=on_partial,
+        notifications=notifications,
     )
     with open_engines(settings) as engines:
         record = create_collection(engines, request)
@@ -126,7 +132,8 @@ def describe(name: Annotated[str, typer.Argument(help="Which collection.")], as_
     console.print(f"{record.name}  incarnation {record.incarnation}, created {record.created_at}", soft_wrap=True)
     console.print(
         f"media topic {record.source_topic} ({'own' if record.owns_source_topic else 'existing'}), start {record.start}, ids from {record.id_from}, "
-        f"partitioner {record.partitioner}",
+        f"partitioner {record.partitioner}, on reject {record.on_reject}, on partial {record.on_partial}"
+        + (", bucket notifications" if record.notifications else ""),
         soft_wrap=True,
     )
     fields = Table("field", "holds", "encoder", "dimension", "metric", "space")

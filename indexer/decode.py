@@ -18,7 +18,7 @@ from contracts.settings import Settings
 from contracts.store import ObjectStore
 from contracts.vectors_batch import BatchItem, Op
 from embedding.texts import normalise_text
-from indexer.slices import DecodedItem, DecodedSlice, FetchedSlice, Rejection, gap_rows
+from indexer.slices import DecodedItem, DecodedSlice, FetchedSlice, Rejection, gap_rows, rejected_row
 
 ROW_OVERHEAD_BYTES = 2048
 
@@ -118,8 +118,7 @@ class Decoder:
             self._reject(record, rejected, decoded)
 
     def _reject(self, record: LogRecord, item: RejectedItem, decoded: DecodedSlice) -> None:
-        origin = item.origin_offset, item.origin_item
-        row = BatchItem(item.offset, item.item, "reject", item.id, *origin, reason=item.reason, produced_at_us=item.produced_at_us)
+        row = rejected_row(self.collection, item, item.reason)
         decoded.items.append(DecodedItem(row))
         decoded.rejections.append(Rejection(record, item.item, item.reason, item.message))
 

@@ -20,7 +20,7 @@ from contracts.errors import SettingsError, UnavailableError
 from contracts.log import LogProducer, RecordPosition
 from contracts.vectors_batch import BatchItem, batch_headers, batch_schema, build_batch, encode_batch
 from indexer.dead_letter import DeadLetterRecord, dead_letter_record
-from indexer.slices import DecodedSlice, Rejection
+from indexer.slices import DecodedSlice, Rejection, is_rejection, rejected_row
 
 DEAD_LETTER_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 60.0
@@ -107,9 +107,8 @@ class Publisher:
         rejections = [rejection for rejection in decoded.rejections if rejection.record.offset != offset or not rejection.partial]
         for item in decoded.items:
             row = item.row
-            if row.offset == offset and row.op in _CHANGES:
-                origin = row.origin_offset, row.origin_item
-                item.row = BatchItem(offset, row.item, "reject", row.id, *origin, reason="too_large", produced_at_us=row.produced_at_us)
+            if row.offset == offset and row.op in _CHANGES and not is_rejection(row):
+                item.row = rejected_row(self.collection, row, "too_large")
                 rejections.append(Rejection(record, row.item, "too_large", message))
         decoded.rejections = sorted(rejections, key=lambda rejection: (rejection.record.offset, rejection.item))
         return [item.row for item in decoded.items if item.row.offset == offset]

@@ -14,11 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from contracts.collection import CollectionRecord
 from contracts.log import LogRecord
+from contracts.media_item import RejectedItem
 from contracts.vectors_batch import BatchItem
 
 LEAST_RECORD_BYTES = 64 * 1024
 """What a record counts at least while it waits, decoded or not: some pictures are prepared at 224 x 224 x 3 bytes."""
+
+
+KEEPING_REASONS = ("wrong_partition", "bad_origin", "bad_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,21 @@ class DecodedSlice:
     fetched: FetchedSlice
     items: list[DecodedItem] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
+
+
+def rejected_row(collection: CollectionRecord, item: RejectedItem | BatchItem, reason: str) -> BatchItem:
+    """Row of a rejected item: ``reject``; or, where the collection removes what a rejected update meant, a ``delete`` with a reason.
+
+    An id that belongs elsewhere, or a replay that claims a false origin, never removes anything.
+    """
+    removes = collection.on_reject == "remove" and item.id is not None and reason not in KEEPING_REASONS
+    origin = item.origin_offset, item.origin_item
+    return BatchItem(item.offset, item.item, "delete" if removes else "reject", item.id, *origin, reason=reason, produced_at_us=item.produced_at_us)
+
+
+def is_rejection(row: BatchItem) -> bool:
+    """Whether the row is one that `rejected_row` makes."""
+    return row.op == "reject" or (row.op == "delete" and row.reason is not None)
 
 
 def fetched_slices(records: Sequence[LogRecord], run: int, start_offset: int, most_records: int) -> list[FetchedSlice]:

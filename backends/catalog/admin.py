@@ -42,6 +42,9 @@ class CollectionRequest:
     partitioner: str = "producer"
     retention_seconds: int | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
+    on_reject: str = "keep"
+    on_partial: str = "keep"
+    notifications: bool = False
 
 
 def create_collection(engines: Engines, request: CollectionRequest) -> CollectionRecord:
@@ -58,6 +61,8 @@ def create_collection(engines: Engines, request: CollectionRequest) -> Collectio
     catalog = CollectionCatalog(engines.store)
     if catalog.find(request.name) is not None:
         raise SettingsError(f"collection {request.name!r} exists", hint="choose another name, or delete it first", code="collection_exists")
+    if request.notifications:
+        _check_notifications(engines, request)
     source = _source_topic(engines, request)
     origins = _origins(engines.log, source.name, request.start)  # read before the record exists: what comes later is indexed
     vectors = engines.log.create_topic(_spec(engines, vectors_topic(request.name, FIRST_INDEX), source.partitions, -1))
@@ -68,6 +73,19 @@ def create_collection(engines: Engines, request: CollectionRequest) -> Collectio
     for partition, origin in origins.items():
         ensure_origin_manifest(engines, record, record.index(), partition, origin)
     return record
+
+
+def _check_notifications(engines: Engines, request: CollectionRequest) -> None:
+    """Refuse what would leave a collection of bucket notifications without objects or without ids."""
+    problem, hint = "", ""
+    if request.source_topic is None:
+        problem, hint = "bucket notifications come from a topic of the store's choice", "name it with --source-topic"
+    elif request.partitioner != "producer":
+        problem, hint = "the store chooses the partition of its notifications", "leave --partitioner out"
+    elif engines.settings.store_url.startswith("file:"):
+        problem, hint = "the objects that notifications name are read from an S3 store", "set HEADWATER_STORE_URL to the store that sends them"
+    if problem:
+        raise SettingsError(f"collection {request.name!r}: {problem}", hint=hint, code="invalid_collection")
 
 
 def _source_topic(engines: Engines, request: CollectionRequest) -> TopicInfo:
@@ -109,6 +127,9 @@ def _record(engines: Engines, request: CollectionRequest, source: TopicInfo, vec
                 "id_from": request.id_from,
                 "partitioner": request.partitioner,
                 "retention_seconds": request.retention_seconds,
+                "on_reject": request.on_reject,
+                "on_partial": request.on_partial,
+                "notifications": request.notifications,
                 "active_index": FIRST_INDEX,
                 "indexes": (index,),
             },

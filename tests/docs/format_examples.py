@@ -149,6 +149,7 @@ def media_examples() -> str:
         ("hw_attributes", b'{"price":9.5,"colour":"red"}'),
         ("hw_time", b"2026-11-23T10:00:00Z"),
     )
+    notified = {"bucket": {"name": "drop"}, "object": {"key": "my+cat.jpg", "size": 4, "eTag": "d3b0"}}
     sha256 = hashlib.sha256(JPEG)
     claim = PayloadRef(KEYS.claim(sha256.hexdigest()), len(JPEG), sha256.digest())
     cases: list[tuple[str, bytes | None, bytes | None, Any, CollectionRecord]] = [
@@ -158,6 +159,8 @@ def media_examples() -> str:
         ("parts", None, json.dumps({"id": "cat-3", "parts": [{"text": "a cat"}, {"data_base64": "/9j/4A=="}], "attributes": {"price": 2}}).encode(),
          (("content-type", b"application/vnd.headwater.record+json"),), COLLECTION),
         ("claim check", b"cat-4", b"", (("content-type", b"image/jpeg"), ("hw_payload_ref", encode_payload_ref(claim))), COLLECTION),
+        ("bucket notification", b"drop/my cat.jpg", json.dumps({"Records": [{"eventName": "s3:ObjectCreated:Put", "s3": notified}]}).encode(), (),
+         COLLECTION.model_copy(update={"notifications": True})),
         ("Arrow rows", None, sink.getvalue().to_pybytes(), (("content-type", b"application/vnd.apache.arrow.stream"),), own),
         ("patch", b"cat-1", b'{"price":8,"tags":["sale"],"colour":null}', (("hw_op", b"patch"), ("hw_acl", b'["staff"]')), COLLECTION),
         ("delete", b"cat-1", None, (), COLLECTION),
