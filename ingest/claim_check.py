@@ -52,21 +52,17 @@ class ClaimCheck:
             The store does not answer.
         """
         value = record.value
-        if not value or not self._is_heavy(record, len(value)):
+        if not value or _has_envelope(record):
             return record
         if len(value) > self._settings.max_picture_bytes:
             raise RecordError("too_large", f"media of {len(value)} bytes; max_picture_bytes is {self._settings.max_picture_bytes}")
+        if len(value) <= self._settings.claim_check_bytes and record.size_bytes <= self._record_limit_bytes:
+            return record
         digest = hashlib.sha256(value)
         ref = PayloadRef(self._keys.claim(digest.hexdigest()), len(value), digest.digest())
         self._put(ref, value)
         header = REF_HEADERS[any(name == "ce_specversion" for name, _ in record.headers)]
         return replace(record, value=b"", headers=(*record.headers, (header, encode_payload_ref(ref))))
-
-    def _is_heavy(self, record: OutgoingRecord, value_bytes: int) -> bool:
-        content_type = next((value.decode("latin-1") for name, value in reversed(record.headers) if name == "content-type"), "")
-        if content_type.split(";")[0].strip().lower() in _WITH_ENVELOPE:
-            return False  # the value is more than media
-        return value_bytes > self._settings.claim_check_bytes or record.size_bytes > self._record_limit_bytes
 
     def _put(self, ref: PayloadRef, data: bytes) -> None:
         """Store the object once; where the outcome is not known, what is there is looked at."""
@@ -77,3 +73,9 @@ class ClaimCheck:
             if found is not None and found.size_bytes == len(data):
                 return
         raise UnavailableError(f"object {ref.key} could not be stored", hint="check the object store, then send again")
+
+
+def _has_envelope(record: OutgoingRecord) -> bool:
+    """Whether the value is more than media, so that it cannot lie somewhere else."""
+    content_type = next((value for name, value in reversed(record.headers) if name == "content-type"), b"").decode("latin-1")
+    return content_type.split(";")[0].strip().lower() in _WITH_ENVELOPE

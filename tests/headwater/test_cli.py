@@ -173,10 +173,10 @@ def test_ingest_reports_what_it_sent_and_what_it_left_out(headwater: Headwater, 
     assert "warning b.jpg: named in captions.csv, but there is no such picture" in ended.err
     assert "1 records" in ended.out
     (workplace / "media" / "b.jpg").write_bytes(JPEG + bytes(1_000_000))
-    monkeypatch.setenv("HEADWATER_MAX_RECORD_BYTES", "1000000")
+    monkeypatch.setenv("HEADWATER_MAX_PICTURE_BYTES", "1000000")
     ended = headwater("ingest", "media", "-c", "vecs", "--captions", "captions.csv")
     assert (ended.code, "1 records" in ended.out) == (1, True)
-    assert "b.jpg: a record of" in ended.err
+    assert "b.jpg: media of" in ended.err
     assert headwater("ingest", "media", "-c", "nothing").code == 2
 
 
