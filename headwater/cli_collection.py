@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from contracts.object_keys import CollectionKeys
 from contracts.settings import Settings, load_settings
 from headwater.console import output, print_json
 from headwater.wiring import encoder_fields, open_engines, vector_field
+from indexer.item_verdicts import committed_rejects
 
 collection_app = typer.Typer(help="Create, list, describe and delete collections.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -124,8 +126,9 @@ def describe(name: Annotated[str, typer.Argument(help="Which collection.")], as_
     with open_engines(load_settings()) as engines:
         record = CollectionCatalog(engines.store).get(name)
         rows = partition_rows(engines, record)
+        rejected = rejected_items(engines, record)
     if as_json:
-        print_json({"collection": record.model_dump(mode="json"), "partitions": rows})
+        print_json({"collection": record.model_dump(mode="json"), "partitions": rows, "rejected_items": dict(sorted(rejected.items()))})
         return
     console = output()
     index = record.index()
@@ -147,6 +150,20 @@ def describe(name: Annotated[str, typer.Argument(help="Which collection.")], as_
             *(str(value) for value in (row["partition"], log, row["committed_offset"], row["behind"], row["segments"], row["rows"], row["manifest"]))
         )
     console.print(table)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+    console.print(f"rejected items so far: {reasons or 'none'}", soft_wrap=True)
+    if rejected:
+        console.print(f"`headwater dead-letter list {record.name}` shows which are still dead", soft_wrap=True)
+
+
+def rejected_items(engines: Engines, record: CollectionRecord) -> Counter[str]:
+    """Committed items of the active index that were rejected, or of which a part was, by reason."""
+    index = CollectionKeys(record.name, record.incarnation).index(record.active_index)
+    counts: Counter[str] = Counter()
+    for partition in range(record.partitions):
+        read = ManifestChain(engines.store, index.partition(partition)).head()
+        counts += Counter() if read is None else committed_rejects(engines.store, read.manifest)
+    return counts
 
 
 def partition_rows(engines: Engines, record: CollectionRecord) -> list[dict[str, Any]]:
