@@ -94,6 +94,7 @@ class RecordLimits:
     max_text_bytes: int = 1024 * 1024
     max_rows: int = 65_536
     max_payload_bytes: int = 32 * 1024 * 1024
+    max_expanded_bytes: int = 64 * 1024 * 1024
 
 
 def fill_item(item: MediaItem, parts: Sequence[MediaPart], limits: RecordLimits) -> None:

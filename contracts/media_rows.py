@@ -9,7 +9,7 @@ Never: lets a vector with NaN, a wrong length or no direction into a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from contracts import canonical_json
+from contracts.arrow_bounds import check_cells, check_columns, check_expansion
 from contracts.attributes import MAX_TIME_US, MIN_TIME_US, coerce_all
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.errors import RecordError
@@ -24,6 +25,9 @@ from contracts.log import LogRecord
 from contracts.media_item import MediaItem, RecordLimits, RejectedItem, check_id, checked_text, coerced_attributes, default_id, produced_at
 
 FLOAT16_MAX = 65504.0
+MAX_CELLS = 4 * 1024 * 1024
+"""Values in nested columns of one record: at 65,536 rows, 64 attributes each."""
+_PAYLOAD = ("id", "text", "attributes", "acl")
 
 
 _Items = list[MediaItem | RejectedItem]
@@ -43,7 +47,7 @@ def read_rows(records: Sequence[LogRecord], collection: CollectionRecord, limits
             alike.setdefault(schema, []).append((at, batches))
         except RecordError as error:
             out[at] = [_rejected(record, 0, error, produced_at_us[at])]
-    for schema, opened in alike.items():
+    for schema, opened in ((schema, group) for schema, found in alike.items() for group in _groups(found, limits.max_rows)):
         try:
             table = _Table(pa.Table.from_batches([batch for _, batches in opened for batch in batches], schema=schema), collection)
         except RecordError as error:
@@ -61,6 +65,20 @@ def read_rows(records: Sequence[LogRecord], collection: CollectionRecord, limits
     return out
 
 
+def _groups(opened: Sequence[tuple[int, list[pa.RecordBatch]]], most_rows: int) -> Iterator[list[tuple[int, list[pa.RecordBatch]]]]:
+    """Records to be checked as one table: together not more rows than one record may have, because vectors are widened while they are checked."""
+    group: list[tuple[int, list[pa.RecordBatch]]] = []
+    rows = 0
+    for at, batches in opened:
+        more = sum(batch.num_rows for batch in batches)
+        if group and rows + more > most_rows:
+            yield group
+            group, rows = [], 0
+        group.append((at, batches))
+        rows += more
+    yield group
+
+
 class _Table:
     """Rows of one or more records, read and checked column by column. RecordError: no row of it can be used."""
 
@@ -69,13 +87,15 @@ class _Table:
             table.validate(full=True)
         except pa.ArrowException as error:
             raise RecordError("bad_envelope", f"not an Arrow IPC stream: {error}") from None
+        check_columns(table.schema, (*_PAYLOAD, "time"))
+        check_cells(table, _PAYLOAD, MAX_CELLS)
         self._collection = collection
         fields = [field for index in collection.indexes for field in index.fields if field.source == "vector"]
         self._columns = {field.name: _vectors(table, field) for field in fields}
         if not any(column is not None for column in self._columns.values()):
             names = ", ".join(field.name for field in fields) or "it has none"
             raise RecordError("bad_vector", f"no column named after a vector field of the collection ({names})")
-        self._payload = {name: table.column(name).to_pylist() for name in ("id", "text", "attributes", "acl") if name in table.column_names}
+        self._payload = {name: table.column(name).to_pylist() for name in _PAYLOAD if name in table.column_names}
         self._times = _times(table)
 
     def item(self, record: LogRecord, row: int, at: int, limits: RecordLimits, produced_at_us: int) -> MediaItem | RejectedItem:
@@ -96,6 +116,7 @@ def _rejected(record: LogRecord, row: int, error: RecordError, produced_at_us: i
 
 def _open_stream(value: bytes, limits: RecordLimits) -> tuple[pa.Schema, list[pa.RecordBatch]]:
     """Batches with at least one row between them; their buffers are not validated yet."""
+    check_expansion(value, limits.max_expanded_bytes)
     try:
         with pa.ipc.open_stream(pa.py_buffer(value)) as reader:
             batches, rows = [], 0
