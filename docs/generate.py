@@ -100,7 +100,7 @@ def cli_page() -> str:
     from headwater.cli import app
 
     root = typer.main.get_command(app)
-    exits = "Exit codes: 0 done; 1 a check failed; 2 wrong request; 4 something is not there now; 5 fenced; 6 corrupt."
+    exits = "Exit codes: 0 done; 1 a check failed, or some input was rejected; 2 wrong request; 4 something is not there now; 5 fenced; 6 corrupt."
     parts = [f"{NOTE}# Command line\n\n{root.help}\n\n{exits}\n"]
     for path, command in _commands(root, "headwater"):
         rows = [_parameter(p) for p in command.params if p.name != "help"]

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from contracts.errors import HeadwaterError
-from headwater import cli_collection, cli_dead_letter, cli_doctor, cli_media, cli_roles
+from headwater import cli_collection, cli_dead_letter, cli_doctor, cli_ingest, cli_media, cli_roles
 from headwater.console import print_error
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cli_roles.register(app)
+cli_ingest.register(app)
 cli_media.register(app)
 cli_doctor.register(app)
 app.add_typer(cli_roles.run_app, name="run")

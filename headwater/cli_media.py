@@ -1,6 +1,6 @@
-"""`headwater ingest` and `headwater search`: media in, hits out.
+"""`headwater search`: questions in, hits out.
 
-Takes: paths, queries. Gives: records on the media topic, hits of a running query service. Owns: what is shown of both.
+Takes: queries. Gives: hits of a running query service. Owns: what is shown of them.
 Never: embeds anything in this process.
 """
 
@@ -13,72 +13,18 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from backends.catalog.collections import CollectionCatalog
 from contracts import canonical_json
 from contracts.errors import SettingsError
 from contracts.settings import load_settings
 from headwater.client import HeadwaterClient, Hit, SearchAnswer
-from headwater.console import cell, megabytes, notes, one_line, output, print_json, progress_bar
-from headwater.logging_setup import set_up_logging
-from headwater.wiring import open_engines
-from ingest.ingest_run import IngestReport, ingest_files, skipped_summary
-from ingest.producer import MediaProducer
-from ingest.sources import find_files
+from headwater.console import cell, notes, output, print_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add `ingest` and `search` to the command line."""
-    app.command("ingest")(ingest)
+    """Add `search` to the command line."""
     app.command("search")(search)
-
-
-def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Folders of pictures, and single files.")],
-    collection: Annotated[str, typer.Option("--collection", "-c", help="Which collection.")],
-    captions: Annotated[
-        Path | None, typer.Option(help="CSV with the columns file, caption, and attributes; else each folder's captions.csv.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Put pictures on a collection's media topic; exit code 1 where some were left out."""
-    settings = load_settings()
-    set_up_logging(settings)
-    found = find_files(paths, captions)
-    with open_engines(settings) as engines:
-        record = CollectionCatalog(engines.store).get(collection)
-        with progress_bar() as bar, MediaProducer(engines.log, record, settings, bulk=True, store=engines.store) as producer:
-            task = bar.add_task("producing", total=len(found.files), note="")
-
-            def show(report: IngestReport) -> None:
-                bar.update(task, completed=report.records + len(report.skipped) - len(found.skipped), note=megabytes(report.size_bytes))
-
-            report = ingest_files(found, producer, show)
-    _show_report(report, collection, as_json)
-    if report.skipped:
-        raise typer.Exit(1)
-
-
-def _show_report(report: IngestReport, collection: str, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "collection": collection,
-                "records": report.records,
-                "size_bytes": report.size_bytes,
-                "skipped": [{"name": file.name, "reason": file.reason} for file in report.skipped],
-                "unused_rows": [{"name": row.name, "reason": row.reason} for row in report.unused_rows],
-                "other_files": report.other_files,
-                "next_offsets": report.next_offsets,
-            }
-        )
-        return
-    others = f"; {report.other_files} other files were no pictures" if report.other_files else ""
-    output().print(f"{report.records} records, {megabytes(report.size_bytes)} on the media topic of {collection}{others}", soft_wrap=True)
-    for word, files in (("warning", report.unused_rows), ("skipped", report.skipped)):
-        for line in skipped_summary(files):
-            notes().print(f"{word} {one_line(line)}", soft_wrap=True, markup=False)
 
 
 def search(

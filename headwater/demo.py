@@ -29,9 +29,11 @@ from headwater.demo_report import check_quality, show_searches
 from headwater.logging_setup import set_up_logging
 from headwater.run_roles import Role, RoleRunner, role
 from headwater.wiring import ENCODED_SOURCES, encoder_fields, open_engines
-from ingest.ingest_run import IngestReport, ingest_files, skipped_summary
+from ingest.folder_source import FileUnit, FolderSource
+from ingest.ingest_run import IngestReport, IngestRun, ingest_sources, rejected_summary
+from ingest.input_item import InputRules
 from ingest.producer import MediaProducer
-from ingest.sources import FoundFiles, find_files
+from ingest.sources import OpenedSources
 
 COLLECTION = "demo"
 DATA_FOLDER = Path("headwater-data/demo")
@@ -87,23 +89,24 @@ def run_demo(folder: Path | None, *, check: bool, port: int | None) -> int:
     if check and folder is not None:
         raise SettingsError("--check knows the sample media only", hint="leave the folder out, or leave --check out")
     times = DemoTimes()
-    found = _media(folder)
     with ExitStack() as stack:
         data_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-demo-"))) if check else DATA_FOLDER
         settings = _settings(data_folder, 0 if check and port is None else port)
         set_up_logging(settings)
+        media = FolderSource(folder or sample_folder(), InputRules(ATTRIBUTES, {}, settings.max_picture_bytes, settings.max_text_bytes))
+        files = _files(media)
         engines = stack.enter_context(open_engines(settings))
         record = _fresh_collection(engines)
         runner, client = stack.enter_context(_serving(engines, record))
         times.ready = times.now()
-        report = _ingest(engines, record, found, runner, client, times)
-        for line in skipped_summary(report.skipped):
-            notes().print(f"skipped {one_line(line)}", markup=False, soft_wrap=True)
+        report = _ingest(engines, record, media, len(files), runner, client, times)
+        for line in rejected_summary(report):
+            notes().print(f"rejected {one_line(line)}", markup=False, soft_wrap=True)
         client.search(COLLECTION, text="a first question", limit=1)
         times.first_answer = times.now()
         _show_times(times, report, client.count(COLLECTION))
         if check:
-            return 0 if check_quality(client, COLLECTION, found.files) else 1
+            return 0 if check_quality(client, COLLECTION, files) else 1
         show_searches(client, COLLECTION)
         output().print(f"\nsearch page: {client.url}/   (Ctrl-C ends the demo)", soft_wrap=True)
         runner.wait()
@@ -118,11 +121,14 @@ def sample_folder() -> Path:
     raise SettingsError("the sample media are not here", hint="run the demo in a checkout, or name a folder of pictures: headwater demo DIR")
 
 
-def _media(folder: Path | None) -> FoundFiles:
-    found = find_files([folder or sample_folder()])
-    if not found.files:
-        raise SettingsError(f"{folder} holds no pictures", hint="JPEG, PNG, WebP, GIF, BMP and TIFF are indexed")
-    return found
+def _files(media: FolderSource) -> list[FileUnit]:
+    if not media.path.is_dir():
+        raise NotFoundError(f"{media.path} is not a folder", hint="name a folder of pictures", code="path_not_found")
+    media.check()
+    files = [unit for unit in media.units() if isinstance(unit, FileUnit)]
+    if not files:
+        raise SettingsError(f"{media.path} holds no pictures", hint="JPEG, PNG, WebP, GIF, BMP and TIFF are indexed")
+    return files
 
 
 def _settings(data_folder: Path, port: int | None) -> Settings:
@@ -185,17 +191,18 @@ def _wait_for_collection(client: HeadwaterClient, name: str, runner: RoleRunner)
 
 
 def _ingest(
-    engines: Engines, record: CollectionRecord, found: FoundFiles, runner: RoleRunner, client: HeadwaterClient, times: DemoTimes
+    engines: Engines, record: CollectionRecord, media: FolderSource, total: int, runner: RoleRunner, client: HeadwaterClient, times: DemoTimes
 ) -> IngestReport:
     """Produce everything and wait until it is searchable, with a bar for each."""
     with progress_bar() as bar, MediaProducer(engines.log, record, engines.settings, bulk=True, store=engines.store) as producer:
-        produced = bar.add_task("produced  ", total=len(found.files), note="")
-        searchable = bar.add_task("searchable", total=len(found.files), note="")
+        produced = bar.add_task("produced  ", total=total, note="")
+        searchable = bar.add_task("searchable", total=total, note="")
 
         def show(report: IngestReport) -> None:
-            bar.update(produced, completed=report.records + len(report.skipped) - len(found.skipped), note=megabytes(report.size_bytes))
+            bar.update(produced, completed=report.items + report.rejected.total(), note=megabytes(report.size_bytes))
 
-        report = ingest_files(found, producer, show)
+        report = ingest_sources(IngestRun(producer, show), OpenedSources([media]))
+        show(report)
         times.ingest = times.now()
         bar.update(searchable, total=report.records)
         _wait_until_searchable(client, report, runner, times, lambda done: bar.update(searchable, completed=done))

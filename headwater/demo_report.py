@@ -15,7 +15,7 @@ from rich.table import Table
 from headwater.client import HeadwaterClient, Hit
 from headwater.console import cell, output
 from headwater.demo_queries import DEMO_QUERIES
-from ingest.sources import SourceFile
+from ingest.folder_source import FileUnit
 
 MIN_PRECISION_FUSED = 0.8
 MIN_PRECISION_IMAGE = 0.5
@@ -54,7 +54,7 @@ def show_searches(client: HeadwaterClient, collection: str) -> None:
     output().print(table)
 
 
-def check_quality(client: HeadwaterClient, collection: str, files: Sequence[SourceFile]) -> bool:
+def check_quality(client: HeadwaterClient, collection: str, files: Sequence[FileUnit]) -> bool:
     """Measure and print search quality on the sample media; True where all thresholds are reached."""
     fused, image = _query_precisions(client, collection)
     quality = Quality(fused, image, caption_recall(client, collection, files))
@@ -93,11 +93,11 @@ def precision(hits: Sequence[Hit], category: str) -> float:
     return len([hit for hit in hits[:_PRECISION_AT] if hit.payload.get("category") == category]) / _PRECISION_AT
 
 
-def caption_recall(client: HeadwaterClient, collection: str, files: Sequence[SourceFile]) -> float:
+def caption_recall(client: HeadwaterClient, collection: str, files: Sequence[FileUnit]) -> float:
     """Share of captions that find their own picture among the first ten by picture alone (the field `image`)."""
     captioned = [file for file in files if file.caption]
     found = 0
     for file in captioned:
         hits = client.search(collection, text=file.caption, using="image", limit=_RECALL_AT).hits
-        found += any(hit.id == file.item_id for hit in hits)
+        found += any(hit.id == file.name for hit in hits)
     return found / max(1, len(captioned))

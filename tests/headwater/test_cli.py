@@ -165,18 +165,18 @@ def test_ingest_reports_what_it_sent_and_what_it_left_out(headwater: Headwater, 
     (workplace / "media" / "a.jpg").write_bytes(JPEG)
     (workplace / "media" / "notes.md").write_text("no picture")
     report = json.loads(headwater("ingest", "media", "-c", "vecs", "--json").out)
-    assert (report["records"], report["size_bytes"], report["other_files"], report["skipped"]) == (1, len(JPEG), 1, [])
+    assert (report["items"], report["size_bytes"], report["other_files"], report["rejected"]) == (1, len(JPEG), 1, {})
     assert sum(report["next_offsets"].values()) == 1
     (workplace / "captions.csv").write_text("file,caption\na.jpg,a picture\nb.jpg,missing\n")
     ended = headwater("ingest", "media", "-c", "vecs", "--captions", "captions.csv")
     assert ended.code == 0
-    assert "warning b.jpg: named in captions.csv, but there is no such picture" in ended.err
-    assert "1 records" in ended.out
+    assert "warning b.jpg: named in captions.csv, but there is no such file" in ended.err
+    assert "1 items" in ended.out
     (workplace / "media" / "b.jpg").write_bytes(JPEG + bytes(1_000_000))
     monkeypatch.setenv("HEADWATER_MAX_PICTURE_BYTES", "1000000")
     ended = headwater("ingest", "media", "-c", "vecs", "--captions", "captions.csv")
-    assert (ended.code, "1 records" in ended.out) == (1, True)
-    assert "b.jpg: media of" in ended.err
+    assert (ended.code, "1 items" in ended.out) == (1, True)
+    assert "too_large: media/b.jpg: 1000033 bytes, more than 1000000" in ended.err
     assert headwater("ingest", "media", "-c", "nothing").code == 2
 
 

@@ -1,0 +1,172 @@
+"""Promises of --watch: files that appear, grow, change and disappear, and what a second watch does not send again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from contracts.collection import CollectionRecord
+from contracts.engines import Engines
+from contracts.log import LogRecord
+from ingest.ingest_run import IngestRun
+from ingest.input_item import InputRules
+from ingest.producer import MediaProducer
+from ingest.sources import open_sources
+from ingest.watch import Watch, WatchOptions
+
+JPEG = b"\xff\xd8\xff" + b"j" * 30
+Stored = Callable[[CollectionRecord], list[LogRecord]]
+SETTLE = 0.3
+
+
+class Watching:
+    """A watch in a thread, and what it has put on the media topic."""
+
+    def __init__(self, run: IngestRun, read: Callable[[], list[LogRecord]]) -> None:
+        self.run, self._read = run, read
+
+    def values(self, key: str) -> list[bytes | None]:
+        return [record.value for record in self._read() if record.key == key.encode()]
+
+    def wait_for(self, is_so: Callable[[], bool], seconds: float = 8.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            assert time.monotonic() < deadline, [(record.key, record.value) for record in self._read()]
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def watching(engines: Engines, collection: CollectionRecord, stored: Stored, tmp_path: Path) -> Callable[..., Iterator[Watching]]:
+    @contextmanager
+    def watch(path: Path, **options: bool) -> Iterator[Watching]:
+        opened = open_sources([path], InputRules.of(collection, engines.settings))
+        stop = threading.Event()
+        errors: list[BaseException] = []
+        with MediaProducer(engines.log, collection, engines.settings, bulk=True) as producer:
+            run = IngestRun(producer, stop=stop)
+            watch = Watch(run, opened, WatchOptions(0.05, SETTLE, **options), tmp_path / "state")
+
+            def follow() -> None:
+                try:
+                    watch.follow(stop)
+                except BaseException as error:  # raised again below
+                    errors.append(error)
+
+            thread = threading.Thread(target=follow)
+            thread.start()
+            try:
+                yield Watching(run, lambda: stored(collection))
+            finally:
+                stop.set()
+                thread.join(20)
+        assert not thread.is_alive()
+        if errors:
+            raise errors[0]
+
+    return watch  # type: ignore[return-value]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "media"
+    path.mkdir()
+    (path / "old.jpg").write_bytes(JPEG)
+    os.utime(path / "old.jpg", (1, 1))
+    return path
+
+
+def test_files_that_appear_and_change_are_sent_within_seconds(watching: Callable[..., Iterator[Watching]], folder: Path) -> None:
+    with watching(folder) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.values("old.jpg") == [JPEG], 2.0)
+        (folder / "deep" / "er").mkdir(parents=True)
+        (folder / "deep" / "er" / "new.jpg").write_bytes(JPEG + b"1")
+        (folder / ".new.jpg.part").write_bytes(JPEG)
+        watch.wait_for(lambda: watch.values("deep/er/new.jpg") == [JPEG + b"1"], 5.0)
+        (folder / "deep" / "er" / "new.jpg").write_bytes(JPEG + b"22")
+        watch.wait_for(lambda: watch.values("deep/er/new.jpg") == [JPEG + b"1", JPEG + b"22"], 5.0)
+        (folder / "old.txt").write_text("a caption that came later")
+        watch.wait_for(lambda: len(watch.values("old.jpg")) == 2, 5.0)
+        (folder / "captions.csv").write_text("file,caption\nold.jpg,the captions file\n")
+        watch.wait_for(lambda: len(watch.values("old.jpg")) == 3, 5.0)
+    assert watch.run.report.items == 5
+    assert watch.values("old.txt") == []
+
+
+def test_a_file_that_is_still_being_written_is_not_sent_half(watching: Callable[..., Iterator[Watching]], folder: Path) -> None:
+    with watching(folder) as watch, (folder / "growing.jpg").open("wb") as file:  # type: ignore[attr-defined]
+        file.write(JPEG)
+        for _ in range(30):
+            file.write(b"x" * 1000)
+            file.flush()
+            time.sleep(SETTLE / 6)
+        whole = JPEG + b"x" * 30_000
+        watch.wait_for(lambda: watch.values("growing.jpg") != [])
+        assert watch.values("growing.jpg") == [whole]
+
+
+def test_a_file_from_a_clock_ahead_of_ours_is_sent_once_it_stays_the_same(watching: Callable[..., Iterator[Watching]], folder: Path) -> None:
+    (folder / "future.jpg").write_bytes(JPEG)
+    os.utime(folder / "future.jpg", (time.time() + 10_000, time.time() + 10_000))
+    with watching(folder) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.values("future.jpg") == [JPEG])
+
+
+def test_a_removed_file_is_deleted_only_where_that_is_asked_for(watching: Callable[..., Iterator[Watching]], folder: Path) -> None:
+    (folder / "stays.jpg").write_bytes(JPEG)
+    with watching(folder) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.run.report.items == 2)
+        (folder / "old.jpg").unlink()
+        time.sleep(4 * SETTLE)
+        assert watch.values("old.jpg") == [JPEG]
+    with watching(folder, delete_missing=True) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.values("old.jpg") == [JPEG, None])  # it went while nobody watched, or did not ask
+        (folder / "back.jpg").write_bytes(JPEG)
+        watch.wait_for(lambda: watch.values("back.jpg") == [JPEG])
+        (folder / "back.jpg").unlink()
+        watch.wait_for(lambda: watch.values("back.jpg") == [JPEG, None])
+        (folder / "back.jpg").write_bytes(JPEG)
+        watch.wait_for(lambda: watch.values("back.jpg") == [JPEG, None, JPEG])
+    assert (watch.run.report.deleted, watch.values("stays.jpg")) == (2, [JPEG])
+
+
+def test_a_folder_that_is_away_or_empty_deletes_nothing(watching: Callable[..., Iterator[Watching]], folder: Path) -> None:
+    with watching(folder, delete_missing=True) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.values("old.jpg") == [JPEG])
+        away = folder.with_name("away")
+        folder.rename(away)
+        time.sleep(3 * SETTLE)
+        folder.mkdir()  # an empty mount point
+        time.sleep(3 * SETTLE)
+        shutil.rmtree(folder)
+        away.rename(folder)
+        (folder / "new.jpg").write_bytes(JPEG)
+        watch.wait_for(lambda: watch.values("new.jpg") == [JPEG])
+    assert watch.values("old.jpg") == [JPEG]
+    assert watch.run.report.rejected == {"unreadable": 1}  # told once, however often it was tried
+
+
+def test_the_next_watch_sends_only_what_is_new(watching: Callable[..., Iterator[Watching]], folder: Path) -> None:
+    with watching(folder) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.run.report.items == 1)
+    (folder / "new.jpg").write_bytes(JPEG)
+    with watching(folder) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.values("new.jpg") == [JPEG])
+        assert (watch.run.report.items, watch.run.report.earlier.items) == (1, 1)
+    assert watch.values("old.jpg") == [JPEG]
+
+
+def test_a_manifest_that_is_written_anew_is_sent_anew(watching: Callable[..., Iterator[Watching]], tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"id": "a", "text": "one"}\n')
+    with watching(path) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.values("a") == [b"one"])
+        path.write_text('{"id": "a", "text": "two"}\n{"id": "b", "text": "x"}\n')
+        watch.wait_for(lambda: watch.values("b") == [b"x"])
+    assert watch.values("a") == [b"one", b"two"]
