@@ -139,6 +139,11 @@ class CollectionRecord(StoredModel):
         """Consumer group of a role on one index."""
         return f"headwater.{self.name}.{index}.{role}"
 
+    @property
+    def archive_group(self) -> str:
+        """Consumer group of the archivers."""
+        return f"headwater.{self.name}.archive"
+
 
 class NameRecord(StoredModel):
     """One version of a name: the incarnation it means, or that it is deleted, or an alias."""

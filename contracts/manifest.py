@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -106,8 +106,8 @@ class Checkpoint(StoredModel):
     media_offset: Offset
 
 
-class Manifest(StoredModel):
-    """One version of one partition of one index."""
+class ChainedModel(StoredModel):
+    """What every version of a partition's chain carries, of an index or of the archive: a commit is the creation of the next version."""
 
     format: int = FORMAT_VERSION
     version: int = Field(ge=1)
@@ -116,10 +116,17 @@ class Manifest(StoredModel):
     writer: str = Field(min_length=1, max_length=200)
     committed_at: str
     incarnation: Ulid
-    index: Name
     partition: int = Field(ge=0)
     cluster_id: str
     media_topic_id: str
+    checkpoint: StoredModel
+    epochs: StoredModel
+
+
+class Manifest(ChainedModel):
+    """One version of one partition of one index."""
+
+    index: Name
     vectors_topic_id: str
     schema_version: int = Field(ge=1)
     origin_offset: Offset
@@ -137,12 +144,15 @@ class Manifest(StoredModel):
         return sum(segment.rows for segment in self.segments)
 
 
-class ReadManifest:
-    """A manifest with the sha256 of the bytes it was read from, which the next version must name.
+Chained = TypeVar("Chained", bound=ChainedModel)
+
+
+class ReadVersion(Generic[Chained]):
+    """One version of a chain with the sha256 of the bytes it was read from, which the next version must name.
 
     Parameters
     ----------
-    manifest : Manifest
+    manifest : Chained
         What the bytes say.
     data : bytes
         The bytes as stored.
@@ -150,21 +160,26 @@ class ReadManifest:
 
     __slots__ = ("manifest", "sha256")
 
-    def __init__(self, manifest: Manifest, data: bytes) -> None:
+    def __init__(self, manifest: Chained, data: bytes) -> None:
         self.manifest = manifest
         self.sha256 = hashlib.sha256(data).hexdigest()
 
-    @classmethod
-    def parse(cls, data: bytes, where: str) -> ReadManifest:
-        """Read stored bytes; CorruptError where they are no manifest of this format."""
-        return cls(Manifest.from_bytes(data, where), data)
+    @staticmethod
+    def parse(model: type[Chained], data: bytes, where: str) -> ReadVersion[Chained]:
+        """Read stored bytes; CorruptError where they are no `model` of this format."""
+        return ReadVersion(model.from_bytes(data, where), data)
 
-    def next(self, **changes: Any) -> Manifest:
-        """Return the manifest that would follow this one, with `changes` applied and `previous` set."""
-        fields = {name: getattr(self.manifest, name) for name in Manifest.model_fields}
+    def next(self, **changes: Any) -> Chained:
+        """Return the version that would follow this one, with `changes` applied and `previous` set."""
+        model = type(self.manifest)
+        fields = {name: getattr(self.manifest, name) for name in model.model_fields}
         fields.update(changes)
         fields.update(version=self.manifest.version + 1, previous=Previous(version=self.manifest.version, sha256=self.sha256))
-        return Manifest(**fields)
+        return model(**fields)
+
+
+ReadManifest = ReadVersion[Manifest]
+"""A version of an index's chain."""
 
 
 def object_version(key: str) -> int:

@@ -34,6 +34,7 @@ class Metrics:
         self.embed_batch_items = self._histogram("embed_batch_items", "items in one call of the encoder", "collection", buckets=ITEM_BUCKETS)
         self.segments = self._gauge("segments", "segments by state", "collection", "state")
         self.segment_bytes = self._gauge("segment_bytes", "bytes of the committed segments", "collection")
+        self.archive_bytes = self._gauge("archive_bytes", "bytes of the committed tars of this archiver's partitions", "collection")
         self.commit = self._histogram("commit_seconds", "from sealing to the committed manifest", "collection")
         self.commit_conflicts = self._counter("commit_conflicts", "commits that met another writer's manifest", "collection")
         self.hot_load = self._histogram("hot_load_seconds", "from a manifest's commit to being served", "collection")

@@ -23,7 +23,8 @@ PATTERNS: dict[str, str] = {
     "name": r"n/(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{0,62})/(?P<version>[0-9]{20})\.json",
     "collection": _COLLECTION + r"/collection/(?P<version>[0-9]{20})\.json",
     "archive_manifest": _COLLECTION + r"/archive/p(?P<partition>[0-9]{5})/manifest/(?P<version>[0-9]{20})\.json",
-    "archive_tar": _COLLECTION + r"/archive/p(?P<partition>[0-9]{5})/b(?P<epoch>[0-9]{10})/(?P<ulid>" + ULID + r")\.tar",
+    "archive_tar": _COLLECTION + r"/archive/p(?P<partition>[0-9]{5})/(?P<role>[bm])(?P<epoch>[0-9]{10})/(?P<ulid>" + ULID + r")\.tar",
+    "archive_boundary": _COLLECTION + r"/archive/p(?P<partition>[0-9]{5})/gc/boundary",
     "claim": _COLLECTION + r"/claim/(?P<sha256>[0-9a-f]{64})",
     "generation": _INDEX + r"/generation/(?P<generation>[0-9]{10})/(?P<field>[A-Za-z0-9][A-Za-z0-9_-]{0,62})",
     "manifest": _PARTITION + r"/manifest/(?P<version>[0-9]{20})\.json",
@@ -138,17 +139,44 @@ class CollectionKeys:
         """Key of a claim-check payload, by its content."""
         return _made("claim", f"{self.prefix}claim/{sha256_hex}")
 
-    def archive_manifest(self, partition: int, version: int) -> str:
-        """Key of one version of a partition's archive manifest."""
-        return _made("archive_manifest", f"{self.prefix}archive/p{partition:05d}/manifest/{version:020d}.json")
-
-    def archive_tar(self, partition: int, epoch: int, ulid: str) -> str:
-        """Key of one WebDataset tar."""
-        return _made("archive_tar", f"{self.prefix}archive/p{partition:05d}/b{epoch:010d}/{ulid}.tar")
+    def archive(self, partition: int) -> ArchiveKeys:
+        """Keys of the archive of one partition of the media topic."""
+        return ArchiveKeys(self, partition)
 
     def index(self, index: str) -> IndexKeys:
         """Keys of one of the collection's indexes."""
         return IndexKeys(self, validate_name(index, "index"))
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveKeys:
+    """Keys of one partition's archive: manifests, tars, GC boundary."""
+
+    collection: CollectionKeys
+    partition: int
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the partition's archive."""
+        return f"{self.collection.prefix}archive/p{self.partition:05d}/"
+
+    @property
+    def manifests_prefix(self) -> str:
+        """Prefix of the manifest chain."""
+        return f"{self.prefix}manifest/"
+
+    def manifest(self, version: int) -> str:
+        """Key of one manifest version."""
+        return _made("archive_manifest", f"{self.manifests_prefix}{version:020d}.json")
+
+    def tar(self, role: str, epoch: int, ulid: str) -> str:
+        """Key of one WebDataset tar, under the claim (``b`` archiver, ``m`` purge) that wrote it."""
+        return _made("archive_tar", f"{self.prefix}{role}{epoch:010d}/{ulid}.tar")
+
+    @property
+    def boundary(self) -> str:
+        """Key of the highest manifest version that may be deleted."""
+        return _made("archive_boundary", f"{self.prefix}gc/boundary")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from contracts.engines import Engines
 from contracts.errors import SettingsError
 from contracts.object_keys import CollectionKeys
 from contracts.settings import Settings, load_settings
+from headwater.archive_report import archive_rows, archive_table
 from headwater.console import output, print_json
 from headwater.wiring import encoder_fields, open_engines, vector_field
 from indexer.item_verdicts import committed_rejects
@@ -47,6 +48,7 @@ def create(
     on_reject: Annotated[str, typer.Option(help="What a rejected update does to the id's older row: keep or remove.")] = "keep",
     on_partial: Annotated[str, typer.Option(help="What becomes of an item of which one part is bad: keep the rest, or reject.")] = "keep",
     notifications: Annotated[bool, typer.Option(help="The source topic carries bucket notifications of S3 or MinIO.")] = False,
+    archive: Annotated[str, typer.Option(help="on, or off to archive the records without their media, where those live elsewhere.")] = "on",
     as_json: AsJson = False,
 ) -> None:
     """Create a collection, with its topics."""
@@ -64,6 +66,7 @@ def create(
         on_reject=on_reject,
         on_partial=on_partial,
         notifications=notifications,
+        archive=archive,
     )
     with open_engines(settings) as engines:
         record = create_collection(engines, request)
@@ -127,8 +130,15 @@ def describe(name: Annotated[str, typer.Argument(help="Which collection.")], as_
         record = CollectionCatalog(engines.store).get(name)
         rows = partition_rows(engines, record)
         rejected = rejected_items(engines, record)
+        archive = archive_rows(engines, record)
     if as_json:
-        print_json({"collection": record.model_dump(mode="json"), "partitions": rows, "rejected_items": dict(sorted(rejected.items()))})
+        told = {
+            "collection": record.model_dump(mode="json"),
+            "partitions": rows,
+            "rejected_items": dict(sorted(rejected.items())),
+            "archive": archive,
+        }
+        print_json(told)
         return
     console = output()
     index = record.index()
@@ -154,6 +164,7 @@ def describe(name: Annotated[str, typer.Argument(help="Which collection.")], as_
     console.print(f"rejected items so far: {reasons or 'none'}", soft_wrap=True)
     if rejected:
         console.print(f"`headwater dead-letter list {record.name}` shows which are still dead", soft_wrap=True)
+    console.print(archive_table(record, archive))
 
 
 def rejected_items(engines: Engines, record: CollectionRecord) -> Counter[str]:

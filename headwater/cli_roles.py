@@ -42,7 +42,7 @@ def demo(
 def up() -> None:
     """Run all roles in this one process."""
     settings = load_settings()
-    _run(settings, ("embed", "index", "query"), None)
+    _run(settings, ("embed", "index", "archive", "query"), None)
 
 
 @run_app.command("embed")
@@ -55,6 +55,12 @@ def run_embed(collection: Collections = None) -> None:
 def run_index(collection: Collections = None) -> None:
     """Index: vectors topic -> segments and manifests in the store."""
     _run(load_settings(), ("index",), collection)
+
+
+@run_app.command("archive")
+def run_archive(collection: Collections = None) -> None:
+    """Archive: media topic -> WebDataset tars in the store."""
+    _run(load_settings(), ("archive",), collection)
 
 
 @run_app.command("query")

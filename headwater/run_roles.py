@@ -28,7 +28,7 @@ SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter while others wait; Python's own 5 ms is what each of a small record's many short calls into
 Arrow, SQLite or torch then waits for (measured embedded at 250 one-row records a second with a busy reader: docs/benchmarks.md)."""
 
-RoleName = Literal["embed", "index", "query"]
+RoleName = Literal["embed", "index", "archive", "query"]
 Role = Callable[[threading.Event], None]
 
 
@@ -37,7 +37,7 @@ def role(name: RoleName, engines: Engines, collections: Sequence[str] | None = N
 
     Parameters
     ----------
-    name : {"embed", "index", "query"}
+    name : {"embed", "index", "archive", "query"}
         Which role.
     engines : Engines
         What it works with.
@@ -60,6 +60,10 @@ def role(name: RoleName, engines: Engines, collections: Sequence[str] | None = N
             from indexer.index_role import run_index
 
             return lambda stop: run_index(engines, collections, stop)
+        if name == "archive":
+            from indexer.archive_role import run_archive
+
+            return lambda stop: run_archive(engines, collections, stop)
         from query.query_role import run_query
 
         return lambda stop: run_query(engines, stop, on_ready)

@@ -13,32 +13,30 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Generic
 
 from ulid import ULID
 
-from backends.catalog.manifests import ManifestChain
+from backends.catalog.manifests import VersionChain
 from contracts.clock import Clock
+from contracts.collection import StoredModel
 from contracts.errors import FencedError, SnapshotError
-from contracts.manifest import Checkpoint, Manifest, ReadManifest
+from contracts.manifest import Chained, ReadVersion
 
 logger = logging.getLogger(__name__)
 MAX_PUBLISHED = 16
 """Writers whose newest ULID the manifest remembers; older ones are judged by their epoch alone."""
 
-Role = Literal["builder", "compactor", "gc"]
-Change = Callable[[Manifest], Mapping[str, Any]]
 
-
-class Committer:
+class Committer(Generic[Chained]):
     """Commits to one partition's manifest chain under one claim.
 
     Parameters
     ----------
-    chain : ManifestChain
-        The partition's chain.
-    role : {"builder", "compactor", "gc"}
-        Whose epoch the claim raises.
+    chain : VersionChain
+        The partition's chain, of an index or of the archive.
+    role : str
+        Whose epoch the claim raises: a field of the manifest's `epochs`.
     writer : str
         Name of this writer in the manifest, unique per process and partition.
     clock : Clock
@@ -47,12 +45,12 @@ class Committer:
         Called at each lost race.
     """
 
-    def __init__(self, chain: ManifestChain, role: Role, writer: str, clock: Clock, on_conflict: Callable[[], None]) -> None:
+    def __init__(self, chain: VersionChain[Chained], role: str, writer: str, clock: Clock, on_conflict: Callable[[], None]) -> None:
         self.chain, self.role, self.writer, self.clock, self.on_conflict = chain, role, writer, clock, on_conflict
         self.epoch = 0
-        self._base: ReadManifest | None = None
+        self._base: ReadVersion[Chained] | None = None
 
-    def claim(self) -> ReadManifest:
+    def claim(self) -> ReadVersion[Chained]:
         """Raise the role's epoch by one: every older writer of the role is fenced from now on.
 
         Raises
@@ -61,21 +59,21 @@ class Committer:
             The outcome is unknown; call again.
         """
 
-        def raise_epoch(manifest: Manifest) -> Mapping[str, Any]:
-            epoch = getattr(manifest.epochs, self.role) + 1
-            return {"epochs": manifest.epochs.model_copy(update={self.role: epoch})}
+        def raise_epoch(manifest: Chained) -> Mapping[str, Any]:
+            return {"epochs": manifest.epochs.model_copy(update={self.role: self._epoch_in(manifest) + 1})}
 
         done = self._commit(raise_epoch, lambda manifest: None, str(ULID()))
-        self.epoch = getattr(done.manifest.epochs, self.role)
+        self.epoch = self._epoch_in(done.manifest)
         return done
 
-    def commit(self, mine: Checkpoint, change: Change, commit_id: str) -> ReadManifest:
+    def commit(self, mine: StoredModel | None, change: Callable[[Chained], Mapping[str, Any]], commit_id: str) -> ReadVersion[Chained]:
         """Commit `change` on top of a manifest whose checkpoint is exactly `mine` and whose epoch is this claim's.
 
         Parameters
         ----------
-        mine : Checkpoint
-            Where this writer's work begins; exact equality, since a gap here would be silent loss.
+        mine : StoredModel or None
+            Checkpoint at which this writer's work begins; exact equality, since a gap here would be silent loss. None for a role that moves no
+            checkpoint; its `change` validates its own inputs.
         change : callable
             Fields of the next manifest, computed anew for each manifest that is tried (delete bits depend on it).
         commit_id : str
@@ -89,18 +87,21 @@ class Committer:
             The outcome is unknown: keep every object, call again.
         """
 
-        def check(manifest: Manifest) -> None:
-            if getattr(manifest.epochs, self.role) != self.epoch:
+        def check(manifest: Chained) -> None:
+            if self._epoch_in(manifest) != self.epoch:
                 raise FencedError(
-                    f"{self.chain.keys.prefix}: a newer {self.role} (epoch {getattr(manifest.epochs, self.role)}) owns this partition",
+                    f"{self.chain.keys.prefix}: a newer {self.role} (epoch {self._epoch_in(manifest)}) owns this partition",
                     hint="nothing to do: this process lets go of the partition",
                 )
-            if manifest.checkpoint != mine:
+            if mine is not None and manifest.checkpoint != mine:
                 raise FencedError(f"{self.chain.keys.prefix}: the checkpoint moved to {manifest.checkpoint} from {mine}", hint="nothing to do")
 
         return self._commit(change, check, commit_id)
 
-    def _commit(self, change: Change, check: Callable[[Manifest], None], commit_id: str) -> ReadManifest:
+    def _epoch_in(self, manifest: Chained) -> int:
+        return int(getattr(manifest.epochs, self.role))
+
+    def _commit(self, change: Callable[[Chained], Mapping[str, Any]], check: Callable[[Chained], None], commit_id: str) -> ReadVersion[Chained]:
         attempt = 0
         while True:
             head, done = self._walk(commit_id)
@@ -119,10 +120,10 @@ class Committer:
             attempt += 1
             self.clock.wait(threading.Event(), random.uniform(0, min(0.02 * 2**attempt, 1.0)))
 
-    def _walk(self, commit_id: str) -> tuple[ReadManifest, ReadManifest | None]:
+    def _walk(self, commit_id: str) -> tuple[ReadVersion[Chained], ReadVersion[Chained] | None]:
         """The head, and the manifest on the way to it that already carries `commit_id` (our own, its answer lost)."""
         read = self._base or self._newest()
-        found: ReadManifest | None = read if read.manifest.commit_id == commit_id else None
+        found: ReadVersion[Chained] | None = read if read.manifest.commit_id == commit_id else None
         while True:
             try:
                 following = self.chain.next(read)
@@ -135,7 +136,7 @@ class Committer:
             read = following
             found = read if read.manifest.commit_id == commit_id else found
 
-    def _newest(self) -> ReadManifest:
+    def _newest(self) -> ReadVersion[Chained]:
         read = self.chain.head()
         if read is None:
             raise SnapshotError(f"{self.chain.keys.prefix} has no manifest", hint="create the collection again")

@@ -1,4 +1,4 @@
-"""Media and thumbnails of points, read back by lineage: from the log, and from the store where the record only names its payload.
+"""Media and thumbnails of points, read back by lineage: from log or archive, and from the store where the record only names its payload.
 
 Takes: a row's place. Gives: bytes and a content type that is safe to serve. Owns: a cache bounded by bytes.
 Never: serves bytes that differ from the hash that was stored with the row, or a content type that a browser would run.
@@ -10,13 +10,13 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from backends.catalog.archive import ArchiveReader
 from backends.payloads import PayloadReader
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, RecordError, SettingsError
 from contracts.media_record import PICTURE_TYPES, MediaItem, RecordLimits, read_media_record
-from embedding.decode_pool import DecodePool
-from embedding.pictures import sniff_format
+from embedding.pictures import PictureLimits, sniff_format, thumbnail
 from query.collection_view import CollectionSnapshot
 from query.search import RowRef
 
@@ -42,12 +42,12 @@ class MediaReader:
     ----------
     engines : Engines
         Log, store and limits.
-    decoding : DecodePool
-        Makes thumbnails.
     """
 
-    def __init__(self, engines: Engines, decoding: DecodePool) -> None:
-        self._engines, self._decoding = engines, decoding
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._archive = ArchiveReader(engines.store)
+        self._limits = PictureLimits.from_settings(engines.settings)
         settings = engines.settings
         self._record_limits = RecordLimits(max_text_bytes=settings.max_text_bytes, max_payload_bytes=settings.max_picture_bytes)
         self._payloads = PayloadReader(engines.store, self._record_limits)
@@ -61,7 +61,7 @@ class MediaReader:
         Raises
         ------
         NotFoundError
-            ``media_not_found``: the log no longer holds the record, or the row never had media.
+            ``media_not_found``: neither log nor archive holds the record, or the row never had media.
         """
         place = _place(snapshot, ref)
         cached = self._get((place, 0))
@@ -83,7 +83,7 @@ class MediaReader:
         if not full.content_type.startswith("image/"):
             raise _missing("the point has no picture")
         try:
-            made = Media(self._decoding.thumbnail(full.data, size_pixels), THUMBNAIL_TYPE)
+            made = Media(thumbnail(full.data, size_pixels, self._limits), THUMBNAIL_TYPE)
         except RecordError as error:
             raise _missing(f"the picture cannot be shown: {error.message}") from error
         self._put((place, size_pixels), made)
@@ -92,7 +92,9 @@ class MediaReader:
     def _read(self, record: CollectionRecord, place: Place, ref: RowRef) -> Media:
         stored = self._engines.log.read_at(record.source_topic, place[1], place[2])
         if stored is None:
-            raise _missing("the media log no longer holds the record")
+            stored = self._archive.read(record, place[1], place[2])
+        if stored is None:
+            raise _missing("the media log no longer holds the record, and the archive does not hold it")
         items = read_media_record(stored, record, self._record_limits)
         found = next((item for item in items if isinstance(item, MediaItem) and item.item == place[3]), None)
         if found is None or found.is_delete:

@@ -45,6 +45,7 @@ class CollectionRequest:
     on_reject: str = "keep"
     on_partial: str = "keep"
     notifications: bool = False
+    archive: str = "on"
 
 
 def create_collection(engines: Engines, request: CollectionRequest) -> CollectionRecord:
@@ -130,6 +131,7 @@ def _record(engines: Engines, request: CollectionRequest, source: TopicInfo, vec
                 "on_reject": request.on_reject,
                 "on_partial": request.on_partial,
                 "notifications": request.notifications,
+                "archive": request.archive,
                 "active_index": FIRST_INDEX,
                 "indexes": (index,),
             },

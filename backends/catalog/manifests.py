@@ -1,4 +1,4 @@
-"""The manifest chain of one partition of one index.
+"""Chains of manifests: of a partition of an index, and of a partition of an archive.
 
 Takes: an object store and partition keys. Gives: the head, the next version, a settled attempt to create one.
 Owns: the rules on 404 and the GC boundary.
@@ -11,34 +11,65 @@ every step checks `previous`.
 from __future__ import annotations
 
 import time
+from typing import Generic, Protocol
 
 from contracts.errors import CorruptError, SnapshotError, UnavailableError
-from contracts.manifest import Manifest, ReadManifest, object_version
+from contracts.manifest import Chained, Manifest, ReadVersion, object_version
 from contracts.object_keys import PartitionKeys
 from contracts.store import ObjectStore, PutOutcome
 
 
-class ManifestChain:
-    """Reads and extends the manifest chain of one partition.
+class ChainKeys(Protocol):
+    """Keys of one partition's chain."""
+
+    @property
+    def partition(self) -> int:
+        """Number of the partition."""
+        ...
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the partition, for messages."""
+        ...
+
+    @property
+    def manifests_prefix(self) -> str:
+        """Prefix of the chain's versions."""
+        ...
+
+    @property
+    def boundary(self) -> str:
+        """Key of the highest version that may be deleted."""
+        ...
+
+    def manifest(self, version: int) -> str:
+        """Key of one version."""
+        ...
+
+
+class VersionChain(Generic[Chained]):
+    """Reads and extends one chain.
 
     Parameters
     ----------
     store : ObjectStore
         Where the chain lives.
-    keys : PartitionKeys
-        Keys of the partition.
+    keys : ChainKeys
+        Its keys.
+    model : type
+        What its versions are.
     """
 
-    def __init__(self, store: ObjectStore, keys: PartitionKeys) -> None:
-        self.store, self.keys = store, keys
+    def __init__(self, store: ObjectStore, keys: ChainKeys, model: type[Chained]) -> None:
+        self.store, self.keys, self.model = store, keys, model
 
-    def read(self, version: int) -> ReadManifest | None:
+    def read(self, version: int) -> ReadVersion[Chained] | None:
         """One version, or None when there is no such object."""
         key = self.keys.manifest(version)
         found = self.store.get(key)
         if found is None:
             return None
-        read = ReadManifest.parse(found.data, key)
+        read = ReadVersion.parse(self.model, found.data, key)
         if read.manifest.version != version or read.manifest.partition != self.keys.partition:
             raise CorruptError(f"{key} says version {read.manifest.version} of partition {read.manifest.partition}")
         return read
@@ -48,7 +79,7 @@ class ManifestChain:
         found = self.store.get(self.keys.boundary)
         return 0 if found is None else int(found.data)
 
-    def head(self) -> ReadManifest | None:
+    def head(self) -> ReadVersion[Chained] | None:
         """Newest version, by listing; None for a partition that has no manifest yet."""
         while True:
             newest = max((object_version(info.key) for info in self.store.list(self.keys.manifests_prefix)), default=0)
@@ -58,13 +89,13 @@ class ManifestChain:
             if read is not None and newest > self.boundary():
                 return self.follow(read)
 
-    def follow(self, read: ReadManifest) -> ReadManifest:
+    def follow(self, read: ReadVersion[Chained]) -> ReadVersion[Chained]:
         """Walk from a known version to the newest one."""
         while (following := self.next(read)) is not None:
             read = following
         return read
 
-    def next(self, read: ReadManifest) -> ReadManifest | None:
+    def next(self, read: ReadVersion[Chained]) -> ReadVersion[Chained] | None:
         """The version after `read`, or None when `read` is the head.
 
         Raises
@@ -89,12 +120,12 @@ class ManifestChain:
             )
         return following
 
-    def create(self, manifest: Manifest, attempts: int = 10) -> ReadManifest | None:
+    def create(self, manifest: Chained, attempts: int = 10) -> ReadVersion[Chained] | None:
         """Try to create a version and settle how it ended (DESIGN section 4, Commit).
 
         Returns
         -------
-        ReadManifest or None
+        ReadVersion or None
             The manifest when it is committed; None when another writer's manifest has that number, or the number may have been
             deleted and used again (at or below the boundary): reload and try on top of the newest.
 
@@ -111,19 +142,36 @@ class ManifestChain:
             if outcome is PutOutcome.EXISTS:
                 found = self.store.get(key)
                 if found is not None:  # 412 after a lost answer: ours if it carries our commit id
-                    ours = ReadManifest.parse(found.data, key).manifest.commit_id == manifest.commit_id
+                    ours = ReadVersion.parse(self.model, found.data, key).manifest.commit_id == manifest.commit_id
                     return self._above_boundary(manifest, data) if ours else None
             if outcome is PutOutcome.UNKNOWN and self._landed(key, manifest):
                 return self._above_boundary(manifest, data)
             time.sleep(min(0.05 * 2**attempt, 2.0))
         raise UnavailableError(f"{key}: the store does not say whether the commit landed", hint="check the object store; nothing is deleted")
 
-    def _landed(self, key: str, manifest: Manifest) -> bool:
+    def _landed(self, key: str, manifest: Chained) -> bool:
         try:
             found = self.store.get(key)
         except UnavailableError:
             return False
-        return found is not None and ReadManifest.parse(found.data, key).manifest.commit_id == manifest.commit_id
+        return found is not None and ReadVersion.parse(self.model, found.data, key).manifest.commit_id == manifest.commit_id
 
-    def _above_boundary(self, manifest: Manifest, data: bytes) -> ReadManifest | None:
-        return ReadManifest(manifest, data) if manifest.version > self.boundary() else None
+    def _above_boundary(self, manifest: Chained, data: bytes) -> ReadVersion[Chained] | None:
+        return ReadVersion(manifest, data) if manifest.version > self.boundary() else None
+
+
+class ManifestChain(VersionChain[Manifest]):
+    """The chain of one partition of one index.
+
+    Parameters
+    ----------
+    store : ObjectStore
+        Where the chain lives.
+    keys : PartitionKeys
+        Keys of the partition.
+    """
+
+    keys: PartitionKeys
+
+    def __init__(self, store: ObjectStore, keys: PartitionKeys) -> None:
+        super().__init__(store, keys, Manifest)

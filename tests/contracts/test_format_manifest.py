@@ -61,7 +61,7 @@ SECOND = ReadManifest(FIRST, FIRST.to_bytes()).next(
 
 def test_a_manifest_comes_back_from_its_canonical_bytes() -> None:
     for manifest in (FIRST, SECOND):
-        read = ReadManifest.parse(manifest.to_bytes(), "here")
+        read = ReadManifest.parse(Manifest, manifest.to_bytes(), "here")
         assert read.manifest == manifest and read.manifest.to_bytes() == manifest.to_bytes()
         assert read.sha256 == hashlib.sha256(manifest.to_bytes()).hexdigest()
     assert SECOND.rows == 2 and SEGMENT.size_bytes == 3
@@ -80,7 +80,7 @@ def test_each_version_names_the_bytes_of_the_one_before_and_keeps_what_was_not_c
         assert (following.previous.version, following.previous.sha256) == (read.manifest.version, read.sha256)
         kept = {name for name in Manifest.model_fields if name not in {"version", "previous", "commit_id", *change}}
         assert all(getattr(following, name) == getattr(read.manifest, name) for name in kept)
-        read = ReadManifest.parse(following.to_bytes(), "here")
+        read = ReadManifest.parse(Manifest, following.to_bytes(), "here")
 
 
 def at(path: str, value: Any) -> bytes:
@@ -106,27 +106,27 @@ def at(path: str, value: Any) -> bytes:
 ])  # fmt: skip
 def test_an_unknown_field_a_negative_number_or_a_wrong_type_is_corrupt(data: bytes) -> None:
     with pytest.raises(CorruptError, match="^here: field "):
-        ReadManifest.parse(data, "here")
+        ReadManifest.parse(Manifest, data, "here")
 
 
 @pytest.mark.parametrize("key", ["", "../../secret", "/etc/passwd", "c/../n/x", "a//b", "a\\b", "a\n", "a b", "x" * 1025])
 def test_a_key_that_leaves_the_bucket_is_corrupt_wherever_it_stands(key: str) -> None:
     for path in ("segments/0/parts/rows/key", "deletes/0/key", "ledger/0/object/key"):
         with pytest.raises(CorruptError):
-            ReadManifest.parse(at(path, key), "here")
+            ReadManifest.parse(Manifest, at(path, key), "here")
 
 
 @pytest.mark.parametrize("found", [0, 2, "1", None])
 def test_another_format_version_is_named_as_such(found: Any) -> None:
     with pytest.raises(CorruptError) as caught:
-        ReadManifest.parse(at("format", found), "here")
+        ReadManifest.parse(Manifest, at("format", found), "here")
     assert caught.value.error_code == "unknown_format"
 
 
 @given(st.binary(max_size=80))
 def test_random_bytes_are_corrupt_and_nothing_else(data: bytes) -> None:
     with pytest.raises(CorruptError):
-        ReadManifest.parse(data, "here")
+        ReadManifest.parse(Manifest, data, "here")
 
 
 @given(st.integers(0, 10**6), st.integers(1, 255))
@@ -134,7 +134,7 @@ def test_a_flipped_byte_is_corrupt_or_shows_in_the_hash_that_the_next_version_na
     data = bytearray(SECOND.to_bytes())
     data[where % len(data)] ^= flip
     try:
-        read = ReadManifest.parse(bytes(data), "here")
+        read = ReadManifest.parse(Manifest, bytes(data), "here")
     except CorruptError:
         return
     assert read.sha256 != hashlib.sha256(SECOND.to_bytes()).hexdigest()

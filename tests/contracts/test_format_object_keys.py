@@ -36,15 +36,19 @@ HOSTILE_NAMES = ["", "-a", "_a", ".", "..", "a.b", "a/b", "a b", "a\n", "ä", "x
 def test_every_kind_of_key_is_read_back_as_what_was_formatted(name, incarnation, index, partition, version, epoch, ulid, sha256, field, part):  # type: ignore[no-untyped-def]
     keys = CollectionKeys(name, incarnation)
     indexed = keys.index(index)
-    here = indexed.partition(partition)
+    here, archive = indexed.partition(partition), keys.archive(partition)
     place = {"name": name, "incarnation": incarnation}
     deep = {**place, "index": index, "partition": f"{partition:05d}"}
     stamp = {"version": f"{version:020d}"}
     cases = {
         "name": (name_key(name, version), {"name": name, **stamp}),
         "collection": (keys.version(version), {**place, **stamp}),
-        "archive_manifest": (keys.archive_manifest(partition, version), {**place, "partition": f"{partition:05d}", **stamp}),
-        "archive_tar": (keys.archive_tar(partition, epoch, ulid), {**place, "partition": f"{partition:05d}", "epoch": f"{epoch:010d}", "ulid": ulid}),
+        "archive_manifest": (archive.manifest(version), {**place, "partition": f"{partition:05d}", **stamp}),
+        "archive_tar": (
+            archive.tar("m", epoch, ulid),
+            {**place, "partition": f"{partition:05d}", "role": "m", "epoch": f"{epoch:010d}", "ulid": ulid},
+        ),
+        "archive_boundary": (archive.boundary, {**place, "partition": f"{partition:05d}"}),
         "claim": (keys.claim(sha256), {**place, "sha256": sha256}),
         "generation": (indexed.generation(epoch, field), {**place, "index": index, "generation": f"{epoch:010d}", "field": field}),
         "manifest": (here.manifest(version), {**deep, **stamp}),
@@ -102,7 +106,9 @@ def test_a_hostile_name_reaches_no_key(name: str) -> None:
     lambda p: p.index.generation(1, "a/b"),
     lambda p: p.index.collection.claim("../" * 21 + "x"),
     lambda p: p.index.collection.claim("A" * 64),
-    lambda p: p.index.collection.archive_tar(0, 0, "x"),
+    lambda p: p.index.collection.archive(0).tar("b", 0, "x"),
+    lambda p: p.index.collection.archive(0).tar("x", 0, ULID_A),
+    lambda p: p.index.collection.archive(100_000).boundary,
 ])  # fmt: skip
 def test_a_number_ulid_or_hash_out_of_range_makes_no_key(make) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(SettingsError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tarfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 from pyroaring import BitMap
 
-from contracts import attributes, canonical_json, object_keys
+from contracts import archive_tar, attributes, canonical_json, object_keys
+from contracts.archive_manifest import ArchiveCheckpoint, ArchiveEpochs, ArchiveManifest, TarEntry
+from contracts.archive_tar import TarIndex, TarWriter
 from contracts.chain import BatchSpan
 from contracts.collection import CollectionRecord, FieldRecord, IndexRecord, NameRecord
 from contracts.deletes import DeleteDelta, Tombstone, encode_delete_delta
@@ -21,7 +24,7 @@ from contracts.generation import Generation, encode_generation
 from contracts.item import id_hash
 from contracts.ledger import LedgerRun, decode_ledger, encode_ledger
 from contracts.log import LogRecord
-from contracts.manifest import Checkpoint, Epochs, LedgerEntry, Manifest, ObjectEntry, ReadManifest, SegmentEntry
+from contracts.manifest import Checkpoint, Epochs, LedgerEntry, Manifest, ObjectEntry, ReadManifest, ReadVersion, SegmentEntry
 from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_record
 from contracts.payload_ref import PayloadRef, encode_payload_ref
 from contracts.segment import rows_schema, write_field_part, write_rows_part
@@ -119,8 +122,9 @@ def key_table() -> str:
     examples = {
         "name": object_keys.name_key("photos", 1),
         "collection": KEYS.version(1),
-        "archive_manifest": KEYS.archive_manifest(3, 1),
-        "archive_tar": KEYS.archive_tar(3, 1, SEGMENT_ID),
+        "archive_manifest": KEYS.archive(3).manifest(1),
+        "archive_tar": KEYS.archive(3).tar("b", 1, SEGMENT_ID),
+        "archive_boundary": KEYS.archive(3).boundary,
         "claim": KEYS.claim("ab" * 32),
         "generation": index.generation(0, "image"),
         "manifest": PARTITION.manifest(2),
@@ -222,6 +226,47 @@ def rows() -> bytes:
     return write_rows_part(pa.RecordBatch.from_pylist(stored, schema=schema), {"segment_id": SEGMENT_ID})
 
 
+def archive_blocks() -> dict[str, str]:
+    """A small tar, its index and the manifest that names it; sizes and hashes of the index are left out, which Arrow may lay out otherwise."""
+    headers = (("content-type", b"image/jpeg"), ("hw_caption", b"a cat"), ("hw_attributes", b'{"price":9.5}'))
+    writer = TarWriter(COLLECTION, RecordLimits())
+    writer.add(LogRecord(COLLECTION.source_topic, 3, 100, 1_795_428_000_000, b"cat-1", JPEG, headers))
+    writer.skip(101)
+    writer.add(LogRecord(COLLECTION.source_topic, 3, 103, 1_795_428_000_500, b"cat-1", None))
+    tar = writer.finish()
+    members = tarfile.open(fileobj=io.BytesIO(tar.data)).getmembers()
+    lines = ["header at  data at  bytes  name"]
+    lines += [f"{m.offset:>9}  {m.offset_data:>7}  {'...' if m.name.startswith('_') else m.size:>5}  {m.name}" for m in members]
+    text = tarfile.open(fileobj=io.BytesIO(tar.data)).extractfile(members[2])
+    assert text is not None
+    index = TarIndex.read(tar.data[tar.index_start : tar.index_start + tar.index_bytes], "example")
+    rows = [
+        f"offset={r.offset} start={r.start} size_bytes={r.size_bytes} sha256={r.sha256.hex()[:16] or None} ids={[i.hex() for i in r.ids]}"
+        for r in index.rows()
+    ]
+    first = ArchiveManifest(
+        version=1, previous=None, commit_id=INCARNATION, writer="origin", committed_at=TIME, incarnation=INCARNATION, partition=3,
+        cluster_id=COLLECTION.cluster_id, media_topic_id=COLLECTION.source_topic_id, origin_offset=100,
+        checkpoint=ArchiveCheckpoint(media_offset=100),
+    )  # fmt: skip
+    entry = TarEntry(
+        start_offset=100, next_offset=104, key=KEYS.archive(3).tar("b", 1, SEGMENT_ID), size_bytes=7168, sha256="ab" * 32, records=2,
+        index_start=4608, index_bytes=1538, index_sha256="cd" * 32,
+    )  # fmt: skip
+    second = ReadVersion(first, first.to_bytes()).next(
+        commit_id=COMMIT_ID, writer="archiver-1", epochs=ArchiveEpochs(archiver=1), checkpoint=ArchiveCheckpoint(media_offset=104), tars=(entry,)
+    )
+    return {
+        "archive.columns": shown_schema(archive_tar._SCHEMA),
+        "archive.manifest": shown_json(second.to_bytes()),
+        "archive.example": fenced("text", "\n".join(lines))
+        + f"\n`{members[2].name}`:\n\n"
+        + fenced("json", text.read().decode())
+        + "\nThe rows of its index:\n\n"
+        + fenced("text", "\n".join(rows)),
+    }
+
+
 def ledger_block() -> str:
     """Runs as they are stored."""
     runs = [
@@ -247,6 +292,7 @@ def blocks() -> dict[str, str]:
     tombstones = pa.ipc.open_file(pa.py_buffer(FooterFile.read(encode_delete_delta(delta), "example").section("tombstones", "example"))).schema
     ledger_schema = pa.ipc.open_file(encode_ledger([])).schema
     return {
+        **archive_blocks(),
         "attributes.columns": shown_schema(attributes.struct_type(COLLECTION.attributes)),
         "attributes.example": fenced(
             "text",

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from contracts import attributes, deletes, ledger, object_keys
+from contracts import archive_tar, attributes, deletes, ledger, object_keys
+from contracts.archive_manifest import ArchiveCheckpoint, ArchiveEpochs, ArchiveManifest, PendingPurge, TarEntry
 from contracts.collection import CollectionRecord, FieldRecord, IndexRecord, NameRecord, StoredModel
 from contracts.errors import REJECT_REASONS
 from contracts.manifest import Checkpoint, Epochs, LedgerEntry, Manifest, ObjectEntry, Previous, SegmentEntry
@@ -88,6 +89,7 @@ def test_every_kind_of_object_key_is_documented(kind: str) -> None:
 
 @pytest.mark.parametrize(("page", "models"), [
     ("formats/manifest.md", (Manifest, SegmentEntry, ObjectEntry, LedgerEntry, Previous, Checkpoint, Epochs)),
+    ("formats/archive.md", (ArchiveManifest, ArchiveCheckpoint, ArchiveEpochs, TarEntry, PendingPurge)),
     ("formats/collection.md", (CollectionRecord, IndexRecord, FieldRecord, NameRecord)),
 ])  # fmt: skip
 def test_every_stored_field_is_on_its_page(page: str, models: Iterable[type[StoredModel]]) -> None:
@@ -95,7 +97,14 @@ def test_every_stored_field_is_on_its_page(page: str, models: Iterable[type[Stor
     assert not {name for model in models for name in model.model_fields} - words
 
 
-@pytest.mark.parametrize(("page", "schema"), [("formats/ledger.md", ledger._SCHEMA), ("formats/deletes.md", deletes._SCHEMA)])
+@pytest.mark.parametrize(
+    ("page", "schema"),
+    [
+        ("formats/ledger.md", ledger._SCHEMA),
+        ("formats/deletes.md", deletes._SCHEMA),
+        ("formats/archive.md", archive_tar._SCHEMA),
+    ],
+)
 def test_every_stored_column_is_on_its_page(page: str, schema: pa.Schema) -> None:
     assert not set(schema.names) - quoted(page)
 
