@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local.processes import ProcessRecord, launch
@@ -132,7 +133,24 @@ def load_credentials(run_dir: Path) -> tuple[str, str]:
     return stored["access_key"], stored["secret_key"]
 
 
-def start_minio(cache: Path, run_dir: Path, port: int) -> ProcessRecord:
+@dataclass(frozen=True)
+class NotificationTarget:
+    """Where the store writes what happens in its buckets: a topic of the broker on this machine.
+
+    A bucket's notification names it as ``arn:minio:sqs::<name>:kafka``. The topic has to be there before the first event.
+    """
+
+    name: str
+    kafka_port: int
+    topic: str
+
+    def environment(self, events_dir: Path) -> dict[str, str]:
+        """MinIO's variables for it; events wait in `events_dir` while the broker does not answer."""
+        values = {"ENABLE": "on", "BROKERS": f"{HOST}:{self.kafka_port}", "TOPIC": self.topic, "QUEUE_DIR": str(events_dir)}
+        return {f"MINIO_NOTIFY_KAFKA_{name}_{self.name}": value for name, value in values.items()}
+
+
+def start_minio(cache: Path, run_dir: Path, port: int, target: NotificationTarget | None = None) -> ProcessRecord:
     """Start the store; secrets go by the environment, which other users cannot read."""
     access_key, secret_key = load_credentials(run_dir)
     data_dir = run_dir / "minio-data"
@@ -143,6 +161,10 @@ def start_minio(cache: Path, run_dir: Path, port: int) -> ProcessRecord:
         "MINIO_BROWSER": "off",
         "MINIO_UPDATE": "off",  # no call home for newer versions
     }
+    if target is not None:
+        events_dir = run_dir / "minio-events"
+        events_dir.mkdir(exist_ok=True)
+        environment |= target.environment(events_dir)
     certificates = run_dir / "minio-certs"
     certificates.mkdir(exist_ok=True)
     command = [str(minio_program(cache)), "server", "--quiet", "--address", f"{HOST}:{port}", "--certs-dir", str(certificates), str(data_dir)]

@@ -22,17 +22,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deploy.local.processes import ProcessRecord, end, load_record, log_path, record_path, tail_of_log
-from deploy.local.services import HOST, is_kafka_ready, is_minio_ready, load_credentials, pick_port, start_kafka, start_minio
+from deploy.local.services import HOST, NotificationTarget, is_kafka_ready, is_minio_ready, load_credentials, pick_port, start_kafka, start_minio
 from deploy.local.tools import StackError, ensure_tools
 
 LOCAL_DIR = Path(__file__).resolve().parent
 READY_TIMEOUT_SECONDS = 90.0
 BUCKET = "headwater"
 
+NOTIFICATIONS = ("BUCKETS", "bucket-notifications")
+"""Name and topic of the target that the store knows: a bucket's events go there once they are sent to arn:minio:sqs::BUCKETS:kafka."""
+
+
+def start_notifying_minio(cache: Path, run_dir: Path, port: int) -> ProcessRecord:
+    """Start the store with the broker, which is started before it, as target of bucket notifications."""
+    kafka = load_record(run_dir, "kafka")
+    name, topic = NOTIFICATIONS
+    return start_minio(cache, run_dir, port, None if kafka is None else NotificationTarget(name, kafka.port, topic))
+
+
 Starter = Callable[[Path, Path, int], ProcessRecord]
 STARTERS: dict[str, tuple[Starter, Callable[[int], bool]]] = {
     "kafka": (start_kafka, is_kafka_ready),
-    "minio": (start_minio, is_minio_ready),
+    "minio": (start_notifying_minio, is_minio_ready),
 }
 
 

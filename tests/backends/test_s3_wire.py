@@ -16,7 +16,7 @@ import pytest
 from backends.s3_store import S3Store
 from contracts.errors import SettingsError, UnavailableError
 from contracts.metrics import Metrics
-from contracts.store import PutOutcome
+from contracts.store import BucketObject, PutOutcome
 
 EMPTY_LISTING = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
 
@@ -259,4 +259,40 @@ def test_a_listing_that_is_none_is_refused(server: ScriptedServer) -> None:
     server.script.append(answer(200, b"<html>"))
     with pytest.raises(SettingsError):
         list(store.list(""))
+    store.close()
+
+
+def test_an_object_of_another_bucket_is_asked_for_by_its_encoded_name_its_version_and_no_more_than_the_cap(server: ScriptedServer) -> None:
+    store = server.open_store()
+    server.script += [answer(206, b"12345", "image/png; q=1", extra="Content-Range: bytes 0-4/900\r\n"), answer(200, b"all of it")]
+    found = store.get_from_bucket("drop", "my cats/ä +?#.jpg", "v 1", 5)
+    assert found == BucketObject(b"12345", 900, "tag", "image/png; q=1")
+    assert store.get_from_bucket("drop", "b", None, 3) == BucketObject(b"all", 9, "tag", "application/xml")
+    store.close()
+    assert [request.path for request in server.requests] == ["/drop/my%20cats/%C3%A4%20%2B%3F%23.jpg?versionId=v%201", "/drop/b"]
+    assert [request.headers["range"] for request in server.requests] == ["bytes=0-4", "bytes=0-2"]
+
+
+def test_what_is_gone_is_none_and_what_is_not_answered_or_not_allowed_is_tried_again_later(server: ScriptedServer) -> None:
+    store = server.open_store()
+    for status, code in (
+        (404, "NoSuchKey"),
+        (404, "NoSuchBucket"),
+        (404, "NoSuchVersion"),
+        (400, "XMinioInvalidObjectName"),
+        (405, "MethodNotAllowed"),
+    ):
+        server.script.append(error(status, code))
+        assert store.get_from_bucket("drop", "gone", None, 10) is None
+    server.script.append(error(416, "InvalidRange"))
+    assert store.get_from_bucket("drop", "empty", None, 10) == BucketObject(b"", 0, "", "")
+    server.script += [error(503, "SlowDown"), b"", answer(200, b"there")]
+    found = store.get_from_bucket("drop", "late", None, 10)
+    assert found is not None and found.data == b"there"
+    server.script.append(error(403, "AccessDenied"))
+    with pytest.raises(UnavailableError, match="bucket drop may not be read"):
+        store.get_from_bucket("drop", "secret", None, 10)
+    server.script.append(error(403, "SignatureDoesNotMatch"))
+    with pytest.raises(SettingsError, match="SignatureDoesNotMatch"):
+        store.get_from_bucket("drop", "secret", None, 10)
     store.close()

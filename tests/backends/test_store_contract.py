@@ -238,3 +238,8 @@ def test_every_call_is_counted_by_operation_and_outcome(store: ObjectStore, base
         ("list", "refused"),
     ]
     assert {pair: count(*pair) for pair in expected} == dict.fromkeys(expected, 1.0)
+
+
+def test_a_folder_has_no_buckets_of_others(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="HEADWATER_STORE_URL"):
+        FolderStore(tmp_path / "store").get_from_bucket("drop", "a", None, 10)
