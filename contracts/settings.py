@@ -7,7 +7,7 @@ Never: holds components; never prints a secret.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError
@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     store_secret_key: SecretStr = Field(SecretStr(""), description="secret key of the object store")
     store_region: str = Field("us-east-1", description="region that requests to the object store are signed for")
     cache_dir: Path = Field(Path("headwater-data/cache"), description="folder for downloaded segments and converted models")
+    models_dir: Path = Field(Path(), description="folder that relative paths in names of encoders start from; the current folder by default")
 
     # ---- Kafka ------------------------------------------------------------------------------------------------
     kafka_security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
@@ -66,6 +67,10 @@ class Settings(BaseSettings):
     embed_queue_bytes: int = Field(128 * MEBIBYTE, ge=MEBIBYTE, description="fetched bytes that may wait; beyond, fetching pauses")
     embed_decode_threads: int = Field(2, ge=1, description="threads that decode pictures")
     embed_torch_threads: int = Field(0, ge=0, description="threads of the encoder; 0 is half of the cores, at least one")
+    embed_device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N; auto is CUDA where torch finds it"
+    )
+    embed_runtime: Literal["auto", "torch", "openvino", "onnx"] = Field("auto", description="what runs the encoder; auto is the fastest installed")
     embed_watchdog_seconds: float = Field(5.0, gt=0, description="how often the worker checks that the log holds what it wrote")
     max_picture_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest encoded picture that is decoded")
     max_picture_pixels: int = Field(89_478_485, gt=0, description="most pixels that a picture's header may name")

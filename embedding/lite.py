@@ -10,16 +10,15 @@ A picture becomes the weighted mean of its likeliest ImageNet classes' name vect
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from contracts.encoder import EmbeddingSpace, PictureRecipe
 from contracts.settings import Settings
 from embedding import efficientnet_lite0, minilm
+from embedding.open_network import open_network
 from embedding.pictures import PictureLimits
 from embedding.prepare import prepared_array
 from embedding.weights import combined_sha256
@@ -40,7 +39,7 @@ class LiteEncoder:
     Parameters
     ----------
     settings : Settings
-        `max_picture_bytes`, `max_picture_pixels`, `embed_torch_threads`.
+        Limits of pictures, and how networks are run: `embed_runtime`, `embed_device`, `embed_torch_threads`, `cache_dir`.
 
     Raises
     ------
@@ -51,15 +50,17 @@ class LiteEncoder:
     """
 
     def __init__(self, settings: Settings) -> None:
-        # Half of the cores by default: with one thread per core, decoding and the broker make torch's threads wait for each other
-        # (measured on two busy cores: 225 to 327 ms a picture instead of 22 to 25).
-        torch.set_num_threads(settings.embed_torch_threads or max(1, (os.cpu_count() or 2) // 2))
         self._limits = PictureLimits.from_settings(settings)
-        self._texts = minilm.MiniLM()
-        self._pictures = efficientnet_lite0.EfficientNetLite0()
+        self._texts = minilm.MiniLM(open_network(minilm.network(), settings))
+        self._pictures = efficientnet_lite0.EfficientNetLite0(open_network(efficientnet_lite0.network(), settings))
         names = efficientnet_lite0.class_names()
-        self._class_vectors = torch.from_numpy(self._texts.encode(names))  # (1000, 384); two seconds, so not worth a cache on disk
+        self._class_vectors = self._texts.encode(names)  # (1000, 384); a second, so not worth a cache on disk
         self._space = lite_space(names)
+
+    @property
+    def runtime(self) -> str:
+        """What runs the two networks, for people."""
+        return f"pictures {self._pictures.run.label}, text {self._texts.run.label}"
 
     @property
     def space(self) -> EmbeddingSpace:
@@ -88,12 +89,12 @@ class LiteEncoder:
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode n prepared pictures, shape (n, 224, 224, 3), to unit vectors, shape (n, 384)."""
-        logits = self._pictures.logits(pictures)
-        with torch.inference_mode():
-            best = torch.topk(logits / TEMPERATURE, TOP_CLASSES, dim=1)
-            weights = torch.softmax(best.values, dim=1).unsqueeze(1)
-            mixed = torch.bmm(weights, self._class_vectors[best.indices]).squeeze(1)
-            vectors: NDArray[np.float32] = torch.nn.functional.normalize(mixed, dim=1).numpy()
+        logits = self._pictures.logits(pictures) / TEMPERATURE
+        best = np.argpartition(logits, -TOP_CLASSES, axis=1)[:, -TOP_CLASSES:]
+        weights = np.take_along_axis(logits, best, axis=1)
+        weights = np.exp(weights - weights.max(axis=1, keepdims=True))
+        mixed = np.einsum("nk,nkd->nd", weights, self._class_vectors[best])  # a sum of weights other than 1 changes no direction
+        vectors: NDArray[np.float32] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
         return vectors
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -35,11 +35,14 @@ class EncoderKind:
 
 KINDS = {
     "lite": EncoderKind("lite", "embedding.lite"),
+    "open_clip": EncoderKind("open_clip:ARCH/TAG or open_clip:ARCH/FILE", "embedding.open_clip_encoder", is_completed=True),
     "remote": EncoderKind("remote:https://HOST[:PORT]/v1#MODEL", "embedding.remote", is_completed=True),
 }
 """By what stands before the first colon of a name."""
 
 SETTINGS_THAT_MATTER = (
+    "embed_device",
+    "embed_runtime",
     "embed_torch_threads",
     "encoder_batch_items",
     "encoder_requests",

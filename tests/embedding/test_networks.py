@@ -14,18 +14,24 @@ import numpy as np
 import pytest
 
 from contracts.encoder import PictureRecipe
+from contracts.settings import Settings
+from embedding import efficientnet_lite0, minilm
+from embedding.open_network import open_network
 from embedding.pictures import PictureLimits
 from embedding.prepare import prepared_array
 
 pytestmark = pytest.mark.model
+TORCH = Settings(embed_runtime="torch", embed_device="cpu")
 MEDIA = Path(__file__).resolve().parents[2] / "examples" / "media"
+
+
+def _classifier() -> efficientnet_lite0.EfficientNetLite0:
+    return efficientnet_lite0.EfficientNetLite0(open_network(efficientnet_lite0.network(), TORCH))
 
 
 def test_the_classifier_gives_the_logits_of_timms_model_on_the_same_weights() -> None:
     import timm
     import torch
-
-    from embedding import efficientnet_lite0
 
     pictures = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
     state = torch.load(io.BytesIO(efficientnet_lite0.WEIGHTS.read()), weights_only=True)
@@ -35,7 +41,7 @@ def test_the_classifier_gives_the_logits_of_timms_model_on_the_same_weights() ->
     reference.train(False)
     with torch.inference_mode():
         expected = reference(((torch.from_numpy(pictures).float() - 127.0) / 128.0).permute(0, 3, 1, 2))
-    given = efficientnet_lite0.EfficientNetLite0().logits(pictures)
+    given = torch.from_numpy(_classifier().logits(pictures))
     assert torch.allclose(given, expected, atol=2e-3)
     assert torch.equal(given.argmax(1), expected.argmax(1))
 
@@ -43,22 +49,18 @@ def test_the_classifier_gives_the_logits_of_timms_model_on_the_same_weights() ->
 def test_class_names_are_timms_in_the_order_of_the_logits() -> None:
     from timm.data import ImageNetInfo
 
-    from embedding import efficientnet_lite0
-
     assert efficientnet_lite0.class_names() == ImageNetInfo("imagenet-1k").label_descriptions()
 
 
 def test_pictures_captioned_with_a_class_name_are_often_classified_so() -> None:
     """Samples such as "Tiger" or "Hammer": drawings to a network of photographs, so the bar is far below its 75 % there; chance is 0.1 %."""
-    from embedding import efficientnet_lite0
-
     names = {word.strip().lower(): number for number, words in enumerate(efficientnet_lite0.class_names()) for word in words.split(",")}
     with (MEDIA / "captions.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["caption"].lower() in names]
     assert len(rows) >= 25
     limits = PictureLimits(10**7, 10**7)
     pictures = np.stack([prepared_array((MEDIA / row["file"]).read_bytes(), PictureRecipe(224, 224, "letterbox"), limits) for row in rows])
-    best = efficientnet_lite0.EfficientNetLite0().logits(pictures).argmax(1).tolist()
+    best = _classifier().logits(pictures).argmax(1).tolist()
     assert np.mean([number == names[row["caption"].lower()] for number, row in zip(best, rows, strict=True)]) >= 0.3
 
 
@@ -67,14 +69,12 @@ def test_sentences_get_the_vectors_of_transformers_bert_with_mean_pooling() -> N
     from safetensors.torch import load
     from transformers import BertConfig, BertModel
 
-    from embedding import minilm
-
     texts = ["a dog", "The quick brown fox jumps over the lazy dog, twice.", "", "caf\u00e9 \u6771\u4eac", "long " * 400]
     config = json.loads((minilm.WEIGHTS.path().parent / "config.json").read_text())
     reference = BertModel(BertConfig(**config), add_pooling_layer=True)
     reference.load_state_dict(load(minilm.WEIGHTS.read()), strict=False)
     reference.train(False)
-    ours = minilm.MiniLM()
+    ours = minilm.MiniLM(open_network(minilm.network(), TORCH))
     expected = []
     for text in texts:
         ids = torch.tensor([ours._tokenizer.encode(text).ids])

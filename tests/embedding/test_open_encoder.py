@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("embedding.texts", ("torch", "PIL", "numpy")),
         ("embedding.fields", ("torch", "PIL")),
         ("embedding.pictures", ("torch", "timm", "transformers")),
+        ("embedding.lite", ("torch", "openvino", "onnxruntime", "timm", "transformers")),
     ],
 )
 def test_importing_a_part_brings_only_what_it_needs(module: str, banned: tuple[str, ...]) -> None:
@@ -47,7 +48,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
         "from contracts.errors import SettingsError\n"
         "from contracts.settings import Settings\n"
         "from embedding.open_encoder import open_encoder\n"
-        "try: open_encoder('lite', Settings())\n"
+        "try: open_encoder('lite', Settings(embed_runtime='torch'))\n"
         "except SettingsError as error: sys.exit(str(error))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -76,18 +77,19 @@ def test_the_hash_of_several_files_depends_on_each_and_on_their_order() -> None:
 @pytest.mark.model
 def test_a_tampered_or_malicious_weights_file_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     from embedding import efficientnet_lite0
+    from embedding.efficientnet_module import EfficientNetModule
 
     body = bytearray(efficientnet_lite0.WEIGHTS.path().read_bytes())
     body[len(body) // 2] ^= 1
     tampered = tmp_path / "weights.pth"
     tampered.write_bytes(body)
     with pytest.raises(CorruptError, match="sha256"):
-        efficientnet_lite0.EfficientNetLite0(tampered)
+        EfficientNetModule(tampered)
     marker = tmp_path / "executed"
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as pack:  # a pickle that would call os.system
         pack.writestr("archive/data.pkl", f"cposix\nsystem\n(S'touch {marker}'\ntR.")
     tampered.write_bytes(archive.getvalue())
     with pytest.raises(CorruptError, match="sha256"):
-        efficientnet_lite0.EfficientNetLite0(tampered)
+        EfficientNetModule(tampered)
     assert not marker.exists()

@@ -1,0 +1,161 @@
+"""Which runtime runs a network: the fastest one here that gives the network's own vectors.
+
+Takes: a `Network`, settings. Gives: a `Runner`. Owns: the order of runtimes, and the parity check at the start.
+Never: runs what fails the check: it says by how much, and takes float32 torch.
+
+The order is fixed because measuring gave the same one everywhere (docs/benchmarks.md, W1c): OpenVINO, ONNX Runtime, torch. Only
+bfloat16 depends on the machine: OpenVINO says whether the CPU computes in it, torch is timed.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from contracts.errors import SettingsError
+from contracts.settings import Settings
+from embedding.converted import Converted, converted
+from embedding.graph_runners import OnnxRunner, OpenVinoRunner
+from embedding.network import Network, Runner
+from embedding.parity import MIN_COSINE, centred_cosine
+
+if TYPE_CHECKING:
+    import torch
+
+    from embedding.torch_runner import TorchRunner
+
+logger = logging.getLogger(__name__)
+SHORT_GAIN = 0.8
+"""Share of float32's time that bfloat16 may take: less of a gain is noise, and not worth its rounding."""
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""What drivers that torch's CUDA and ROCm builds use leave there: NVIDIA's, the one of WSL, AMD's."""
+PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
+
+
+def open_network(network: Network, settings: Settings) -> Runner:
+    """Load a network with the runtime of `embed_runtime`; takes seconds, and up to a minute when it is converted for the first time.
+
+    Raises
+    ------
+    SettingsError
+        The runtime that was asked for by name is not installed, or the device is not there.
+    """
+    runner = _graph_runner(network, settings) or _torch_runner(network, settings)
+    logger.info("network %s runs on %s", network.name, runner.label)
+    return runner
+
+
+def encoder_threads(settings: Settings) -> int:
+    """Threads of an encoder: `embed_torch_threads`, else half of the cores.
+
+    With one for each core, decoding and the broker make them wait for each other (measured on two busy cores: 225 to 327 ms
+    a picture instead of 22 to 25).
+    """
+    return settings.embed_torch_threads or max(1, (os.cpu_count() or 2) // 2)
+
+
+def _graph_runner(network: Network, settings: Settings) -> Runner | None:
+    """The network on OpenVINO or ONNX Runtime, or None where torch is to run it."""
+    runtime = _runtime(settings)
+    if runtime is None:
+        return None
+    try:
+        true_copy = converted(network, settings.cache_dir)
+    except SettingsError as error:
+        logger.warning("network %s runs in torch, which is slower: %s", network.name, error)
+        return None
+    for name, open_runner in _ways(runtime, true_copy, settings):
+        try:
+            runner = open_runner()
+            cosine = centred_cosine(true_copy.true, runner(*network.probe))
+        except Exception as error:  # noqa: BLE001 - runtimes raise classes of their own; whatever it is, torch can do the work
+            logger.warning("network %s cannot run on %s: %s", network.name, name, str(error).partition("\n")[0][:300])
+            continue
+        if cosine >= MIN_COSINE:
+            logger.debug("network %s on %s: centred cosine %.6f", network.name, runner.label, cosine)
+            return runner
+        logger.warning(
+            "network %s on %s gives other vectors: centred cosine %.4f, at least %.2f is asked for", network.name, name, cosine, MIN_COSINE
+        )
+    return None
+
+
+def _runtime(settings: Settings) -> str | None:
+    wanted = settings.embed_runtime
+    if wanted in PACKAGES:
+        if find_spec(PACKAGES[wanted]) is None:
+            raise SettingsError(f"embed_runtime is {wanted}, and {PACKAGES[wanted]} is not installed", hint=f"pip install 'headwater[{wanted}]'")
+        return wanted
+    if wanted == "torch" or _has_gpu(settings):
+        return None
+    return next((name for name, package in PACKAGES.items() if find_spec(package) is not None), None)
+
+
+def _has_gpu(settings: Settings) -> bool:
+    """Whether torch runs on a GPU here: then no other runtime is faster. Torch, seconds and 200 MB, is imported only where there may be one."""
+    if settings.embed_device == "cpu" or find_spec("torch") is None:
+        return False
+    if settings.embed_device == "auto" and not any(Path(device).exists() for device in _GPU_DEVICES):
+        return False
+    from embedding.torch_runner import torch_device
+
+    return torch_device(settings).type == "cuda"
+
+
+def _ways(runtime: str, graph: Converted, settings: Settings) -> Iterator[tuple[str, Callable[[], Runner]]]:
+    """Ways of running the graph, fastest first."""
+    threads = encoder_threads(settings)
+    if runtime == "openvino":
+        if OpenVinoRunner.has_bf16():
+            yield "openvino bf16", lambda: OpenVinoRunner(graph.graph, "bf16", threads)
+        yield "openvino f32", lambda: OpenVinoRunner(graph.graph, "f32", threads)
+    else:
+        yield "onnxruntime f32", lambda: OnnxRunner(graph.graph, threads)
+
+
+def _torch_runner(network: Network, settings: Settings) -> TorchRunner:
+    """Torch in float32, or with bfloat16 weights where they pass the check and are faster on this device."""
+    import torch
+
+    from embedding.torch_runner import TorchRunner, torch_device
+
+    device, threads = torch_device(settings), encoder_threads(settings)
+    plain = TorchRunner(network.make_module(), device, torch.float32, threads)
+    plain_seconds = _seconds(plain, network, len(network.probe[0]))
+    short = _short_runner(plain, network, device, threads, plain_seconds)
+    if short is None:
+        return plain
+    cosine = centred_cosine(plain(*network.probe), short(*network.probe))
+    if cosine < MIN_COSINE:
+        logger.info("network %s: bfloat16 weights fail the parity check, centred cosine %.4f", network.name, cosine)
+        return plain
+    return short
+
+
+def _short_runner(plain: TorchRunner, network: Network, device: torch.device, threads: int, limit_seconds: float) -> TorchRunner | None:
+    """The network with bfloat16 weights, or None where it takes longer than `limit_seconds`."""
+    import torch
+
+    from embedding.torch_runner import TorchRunner
+
+    short = TorchRunner(copy.deepcopy(plain.module), device, torch.bfloat16, threads)
+    if _seconds(short, network, 1, repetitions=1) > limit_seconds:  # one item: a CPU that only imitates bfloat16 is ten times slower
+        return None
+    return short if _seconds(short, network, len(network.probe[0])) < SHORT_GAIN * limit_seconds else None
+
+
+def _seconds(runner: Runner, network: Network, items: int, repetitions: int = 3) -> float:
+    """Shortest time, in seconds, that the first items of the probe take."""
+    inputs = [values[:items] for values in network.probe]
+    times = []
+    for _ in range(repetitions):
+        begin = time.perf_counter()
+        runner(*inputs)
+        times.append(time.perf_counter() - begin)
+    return min(times)
