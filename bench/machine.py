@@ -13,7 +13,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("kafka-python", "minio", "numpy", "pyarrow", "faiss-cpu", "torch", "fastapi", "uvicorn", "urllib3")
+PACKAGES = (
+    "kafka-python",
+    "minio",
+    "numpy",
+    "pyarrow",
+    "faiss-cpu",
+    "torch",
+    "open_clip_torch",
+    "openvino",
+    "onnxruntime",
+    "fastapi",
+    "uvicorn",
+    "urllib3",
+)
 _FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "sha_ni", "vaes")
 _FLAG_FAMILIES = ("avx512", "amx")
 

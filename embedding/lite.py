@@ -57,6 +57,12 @@ class LiteEncoder:
         self._class_vectors = self._texts.encode(names)  # (1000, 384); a second, so not worth a cache on disk
         self._space = lite_space(names)
 
+    @staticmethod
+    def check_weights() -> None:
+        """Hash every weights file that is installed; CorruptError where one is not what the code names."""
+        for file in (efficientnet_lite0.WEIGHTS, minilm.WEIGHTS, minilm.TOKENIZER):
+            file.read()
+
     @property
     def runtime(self) -> str:
         """What runs the two networks, for people."""

@@ -122,10 +122,12 @@ def _models(settings: Settings) -> Iterator[Finding]:
     if _version("torch") is None:
         yield Finding("warn", "models", "not checked: torch is not installed", "pip install 'headwater[indexer]' where pictures are embedded")
         return
-    from embedding.open_encoder import open_encoder
+    from embedding.lite import LiteEncoder
 
-    space = open_encoder("lite", settings).space  # loading is the check: it verifies every weights file against its pinned sha256
-    yield Finding("ok", "models", f"lite loads, weights are the pinned ones, {space.dimension} dimensions, space {space.space_id}")
+    LiteEncoder.check_weights()  # a converted copy in the cache is loaded without looking at them
+    encoder = LiteEncoder(settings)
+    space = encoder.space
+    yield Finding("ok", "models", f"lite loads, weights are the pinned ones, {space.dimension} dimensions, space {space.space_id}; {encoder.runtime}")
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

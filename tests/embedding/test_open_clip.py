@@ -57,7 +57,7 @@ def expected_pictures(reference: Any, files: list[bytes]) -> np.ndarray:
     """What open_clip itself makes of the same files."""
     import open_clip
 
-    steps = open_clip.image_transform_v2(open_clip.PreprocessCfg(size=64), is_train=False)
+    steps = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(size=64), is_train=False)
     tensors = torch.stack([steps(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])
     with torch.no_grad():
         found: np.ndarray = reference.encode_image(tensors, normalize=True).numpy()

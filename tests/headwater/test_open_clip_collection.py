@@ -53,8 +53,8 @@ def test_pictures_and_texts_of_an_open_clip_collection_are_found(workplace: Path
         with RoleRunner(roles, settings.stop_seconds), HeadwaterClient(f"http://127.0.0.1:{ports.get(timeout=60)}") as client:
             with MediaProducer(engines.log, collection, settings) as producer:
                 for colour, caption in CAPTIONS.items():
-                    producer.send_picture(colour, picture(colour), caption=caption)
-            client.wait_for("clips", producer.next_offsets, timeout_seconds=60)
+                    producer.send_picture(colour, picture(colour), "image/png", caption=caption)
+            client.wait_for("clips", producer.next_offsets, timeout_seconds=120)
             for colour, caption in CAPTIONS.items():
                 by_picture = client.search("clips", image=picture(colour), using="image", limit=1).hits[0]
                 by_text = client.search("clips", caption, using="text", limit=1).hits[0]
