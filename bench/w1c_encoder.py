@@ -55,7 +55,7 @@ class EncoderSpeed:
         for mode, prepare in (("lite", _lite), ("vit_b32", _vit_b32)):
             with tempfile.TemporaryDirectory(prefix="bench-w1c-") as folder:
                 settings = Settings(
-                    cache_dir=Path(folder) / "cache", models_dir=Path(folder), embed_torch_threads=threads, embed_device="cpu", embed_runtime="auto"
+                    cache_dir=Path(folder) / "cache", model_dir=Path(folder), embed_torch_threads=threads, embed_device="cpu", embed_runtime="auto"
                 )
                 with bench.steps(f"W1c {mode}: load and convert"):
                     encoder, eager = prepare(settings, bench.seed)
@@ -156,7 +156,7 @@ def _vit_b32(settings: Settings, seed: int) -> tuple[Encoder, Callable[[int], En
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = open_clip.create_model("ViT-B-32", pretrained=None).train(False)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, settings.models_dir / "random.safetensors")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, settings.model_dir / "random.safetensors")
     encoder = open_encoder("open_clip:ViT-B-32/random.safetensors", settings)
     torch.set_num_threads(settings.embed_torch_threads)
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)

@@ -41,7 +41,6 @@ class Settings(BaseSettings):
     store_secret_key: SecretStr = Field(SecretStr(""), description="secret key of the object store")
     store_region: str = Field("us-east-1", description="region that requests to the object store are signed for")
     cache_dir: Path = Field(Path("headwater-data/cache"), description="folder for downloaded segments and converted models")
-    models_dir: Path = Field(Path(), description="folder that relative paths in names of encoders start from; the current folder by default")
 
     # ---- Kafka ------------------------------------------------------------------------------------------------
     kafka_security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
@@ -77,7 +76,10 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(MEBIBYTE, gt=0, description="longest text or caption")
 
     # ---- encoders ---------------------------------------------------------------------------------------------
-    model_dir: Path = Field(Path("headwater-data/models"), description="folder where a trained map is looked for by its file name")
+    model_dir: Path = Field(
+        Path("headwater-data/models"),
+        description="folder where a trained map is looked for by its file name, and weights by the path in an encoder's name",
+    )
     encoder_keys: dict[str, SecretStr] = Field(
         default_factory=dict,
         description='API keys of remote encoders by origin, as JSON: {"https://HOST[:PORT]": "KEY"}; each goes to its origin only',

@@ -22,6 +22,7 @@ from contracts.errors import SettingsError
 from contracts.settings import Settings
 from embedding.network import Network
 from embedding.open_clip_name import MAX_CHARACTERS, OpenClipModel, find_model
+from embedding.open_clip_name import full_name as open_clip_full_name
 from embedding.open_clip_towers import PictureTower, TextTower, load_model
 from embedding.open_network import open_network
 from embedding.parity import PROBES, probe_pictures
@@ -140,6 +141,11 @@ def open_named(name: str, settings: Settings) -> OpenClipEncoder:
 def space_named(name: str, settings: Settings) -> EmbeddingSpace:
     """The space of the encoder of that name; the weights file is hashed, not parsed."""
     return find_model(name, settings).space
+
+
+def full_name(name: str, settings: Settings, with_pictures: bool) -> str:
+    """The name with its file's hash, as a collection stores it."""
+    return open_clip_full_name(name, settings)
 
 
 def _identity(model: OpenClipModel) -> str:

@@ -1,7 +1,7 @@
 """Names of open_clip encoders, and what they mean on this machine: an architecture, a weights file, how pictures are prepared.
 
     open_clip:ViT-B-32/laion2b_s34b_b79k              weights that open_clip knows by this tag; fetched at first use
-    open_clip:ViT-B-32/models/my.safetensors          a file; relative paths start from the setting models_dir
+    open_clip:ViT-B-32/models/my.safetensors          a file, from the current folder, or else from the setting model_dir
     open_clip:ViT-B-32//srv/models/my.pt#sha256=...   an absolute path; the file must have this hash
 
 Takes: a name, settings. Gives: `OpenClipModel`. Owns: the form of a name, and where preprocessing comes from.
@@ -27,6 +27,7 @@ CONFIG_FILE = "open_clip_config.json"
 """Beside weights on the hub and in open_clip's own exports; its `preprocess_cfg` says how pictures were prepared in training."""
 MAX_CHARACTERS = 1024
 """Of a text; 77 tokens of prose are some 350. The tokenizer's work on one long word grows with the square of its length."""
+PIN = "#sha256="
 _FORM = re.compile(r"open_clip:(?P<arch>[A-Za-z0-9._-]{1,100})/(?P<source>[^#]{1,1000})(?:#sha256=(?P<sha256>[0-9a-f]{64}))?")
 _HINT = "write open_clip:ARCH/TAG or open_clip:ARCH/FILE, with #sha256=HEX behind it to pin the file"
 _FITS: dict[str, Fit] = {"shortest": "crop", "longest": "letterbox", "squash": "squash"}
@@ -91,10 +92,15 @@ def find_model(name: str, settings: Settings) -> OpenClipModel:
         path, preprocessing = _fetch(architecture, source, published), published
         config["quick_gelu"] = bool(published.get("quick_gelu", False)) or bool(config.get("quick_gelu", False))
     else:
-        path = settings.models_dir / source
+        path = Path(source) if Path(source).is_file() else settings.model_dir / source
         preprocessing = _preprocessing_of_file(architecture, path)
     recipe, mean, deviation = _picture_steps(config, preprocessing)
     return OpenClipModel(architecture, config, path, file_sha256(path, pinned), recipe, mean, deviation)
+
+
+def full_name(name: str, settings: Settings) -> str:
+    """The name with the hash of its weights file behind it: on any machine it is then this very encoder, or none. Raises as `find_model`."""
+    return f"{name.partition(PIN)[0]}{PIN}{find_model(name, settings).weights_sha256}"
 
 
 def _fetch(architecture: str, tag: str, published: Mapping[str, Any]) -> Path:

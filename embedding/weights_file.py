@@ -69,7 +69,9 @@ def read_weights(path: Path, pinned: str | None) -> tuple[str, dict[str, torch.T
 
 def _unreadable(path: Path, error: OSError) -> SettingsError:
     reason = error.strerror or type(error).__name__
-    return SettingsError(f"weights file {path} cannot be read: {reason}", hint="mend the path; relative ones start from HEADWATER_MODELS_DIR")
+    return SettingsError(
+        f"weights file {path} cannot be read: {reason}", hint="mend the path; a relative one starts from the current folder or HEADWATER_MODEL_DIR"
+    )
 
 
 def _checked(path: Path, found: str, pinned: str | None) -> str:
