@@ -289,9 +289,13 @@ class KafkaGroupReader(KafkaReader):
         """See `contracts.log.GroupReader.take_assignment`."""
         return self._changes.take()
 
-    def commit(self, partition: int, committed: CommittedOffset) -> None:
-        """See `contracts.log.GroupReader.commit`; does not wait, and a commit that a rebalance refuses is dropped with a warning."""
+    def commit(self, partition: int, committed: CommittedOffset, *, is_awaited: bool = False) -> None:
+        """See `contracts.log.GroupReader.commit`; one that is not awaited and that a rebalance refuses is dropped with a warning."""
         offsets = {self._at(partition): OffsetAndMetadata(committed.offset, committed.metadata, -1)}
+        if is_awaited:
+            with mapped(f"committing to group {self._group}"):
+                self._client.commit(offsets, timeout_ms=_COMMIT_MS)
+            return
         try:
             with mapped(f"committing to group {self._group}"):
                 self._client.commit_async(offsets, callback=_note_commit)

@@ -222,8 +222,8 @@ class PolledGroupReader(PolledReader):
         """See `contracts.log.GroupReader.take_assignment`."""
         return self._changes.take()
 
-    def commit(self, partition: int, committed: CommittedOffset) -> None:
-        """See `contracts.log.GroupReader.commit`."""
+    def commit(self, partition: int, committed: CommittedOffset, *, is_awaited: bool = False) -> None:
+        """See `contracts.log.GroupReader.commit`; stored when it returns, awaited or not."""
         if self._partitions:
             check_partition(self._topic, partition, self._partitions)
         self._membership.commit(partition, committed)

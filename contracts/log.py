@@ -178,8 +178,11 @@ class GroupReader(LogReader, Protocol):
         """What was assigned and revoked since the last call (None: no change). `poll` drives membership."""
         ...
 
-    def commit(self, partition: int, committed: CommittedOffset) -> None:
-        """Store an advisory position, best effort; never trusted on start."""
+    def commit(self, partition: int, committed: CommittedOffset, *, is_awaited: bool = False) -> None:
+        """Store an advisory position, best effort; never trusted on start.
+
+        With `is_awaited` it returns when the position is stored; UnavailableError where it is not.
+        """
         ...
 
     def committed(self, partition: int) -> CommittedOffset | None:

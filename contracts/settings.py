@@ -64,13 +64,17 @@ class Settings(BaseSettings):
     # ---- embed worker -----------------------------------------------------------------------------------------
     embed_batch_items: int = Field(32, ge=1, description="most pictures or texts in one call of the encoder")
     embed_queue_bytes: int = Field(128 * MEBIBYTE, ge=MEBIBYTE, description="fetched bytes that may wait; beyond, fetching pauses")
-    embed_decode_threads: int = Field(2, ge=1, description="threads that decode pictures")
     embed_torch_threads: int = Field(0, ge=0, description="threads of the encoder; 0 is half of the cores, at least one")
     embed_device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N; auto is CUDA where torch finds it"
     )
     embed_runtime: Literal["auto", "torch", "openvino", "onnx"] = Field("auto", description="what runs the encoder; auto is the fastest installed")
     embed_watchdog_seconds: float = Field(5.0, gt=0, description="how often the worker checks that the log holds what it wrote")
+
+    # ---- decoding (embed worker, query service) -----------------------------------------------------------------
+    decode_children: int = Field(2, ge=1, description="processes that decode pictures, for each embed role and each query service")
+    decode_memory_bytes: int = Field(1024 * MEBIBYTE, ge=128 * MEBIBYTE, description="address space of a decoding process")
+    decode_seconds: float = Field(30.0, gt=0, description="longest time that one picture may take to decode")
     max_picture_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest encoded picture that is decoded")
     max_picture_pixels: int = Field(89_478_485, gt=0, description="most pixels that a picture's header may name")
     max_text_bytes: int = Field(MEBIBYTE, gt=0, description="longest text or caption")

@@ -10,6 +10,7 @@ https://pillow.readthedocs.io/en/stable/handbook/security.html; limits: research
 
 from __future__ import annotations
 
+import importlib
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ from contracts.errors import RecordError, SettingsError
 
 if TYPE_CHECKING:  # pydantic and numpy cost a decoding process 0.3 s and 40 MB
     from contracts.settings import Settings
+
+for _format in ("Bmp", "Gif", "Jpeg", "Png", "Tiff", "WebP"):  # else Pillow imports all of its forty parsers at the first TIFF
+    importlib.import_module(f"PIL.{_format}ImagePlugin")
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -42,6 +46,8 @@ _UPRIGHT_BY_ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each orientation of EXIF 2.3, section 4.6.4."""
+_FIRST_TURNED = 5  # from here on, width and height are exchanged
+_OUT_OF_MEMORY = "out of memory"  # how Pillow's decoders say so, in an OSError
 WHITE = (255, 255, 255)
 THUMBNAIL_QUALITY = 85
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
@@ -102,14 +108,15 @@ def open_picture(data: bytes, limits: PictureLimits, recipe: PictureRecipe | Non
         raise RecordError("unsupported_content_type", "the content is not JPEG, PNG, WebP, GIF, BMP or TIFF")
     try:
         image = _open_within(data, name, limits.max_pixels)
-        orientation = _orientation(image)
-        if recipe is not None and not recipe.is_exact:
-            _draft(image, recipe, is_turned=orientation >= 5)
+        if recipe is not None and not recipe.is_exact and name == "JPEG":
+            _draft(image, recipe, is_turned=_orientation(image) >= _FIRST_TURNED)
         image.load()
-        return _upright(_to_rgb(image), orientation)
+        return _upright(_to_rgb(image), _orientation(image))
     except (RecordError, MemoryError):  # too little memory is told from a bad picture by the caller
         raise
     except Exception as error:  # decoders fail in many ways on bad bytes (OSError, SyntaxError, struct.error, ...); all mean the same
+        if _OUT_OF_MEMORY in str(error):
+            raise MemoryError from error
         raise RecordError("decode_failed", f"the {name} picture cannot be decoded: {type(error).__name__}") from error
 
 
@@ -194,7 +201,7 @@ def _open_within(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def _draft(image: Image.Image, recipe: PictureRecipe, *, is_turned: bool) -> None:
-    """Let the JPEG decoder scale down while it decodes; other formats do not know how, and are left alone."""
+    """Let the JPEG decoder scale down while it decodes."""
     width, height = image.size
     needed = _scaled_size((height, width) if is_turned else (width, height), recipe)
     across, down = reversed(needed) if is_turned else needed
@@ -241,6 +248,8 @@ def _orientation(image: Image.Image) -> int:
     """How the EXIF block says that the picture lies, 1 to 8; 1 where it says nothing that can be read."""
     try:
         found = image.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - a broken EXIF block must not cost a good picture; it only means "not turned"
         return 1
     return found if found in _UPRIGHT_BY_ORIENTATION else 1

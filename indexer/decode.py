@@ -1,10 +1,17 @@
-"""Records -> decoded items: the step that runs in decode threads, off the embedding thread.
+"""Records -> decoded items: the step that runs in decode threads, off the embedding thread; pictures go on to child processes.
 
 Takes: a `FetchedSlice`. Gives: a `DecodedSlice`. Owns: which part of a record is rejected, and partial items.
-Never: raises for what a record holds; only a store that does not answer for a payload ends a slice, which is then fetched again.
+Never: decodes a picture in this process, or raises for what a record holds; only a store that does not answer for a payload, or
+a machine on which no decoding process starts, ends a slice, which is then fetched again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
 
 from backends.payloads import PayloadReader
 from contracts.collection import CollectionRecord, IndexRecord
@@ -17,10 +24,13 @@ from contracts.media_record import MediaItem, RecordLimits, RejectedItem
 from contracts.settings import Settings
 from contracts.store import ObjectStore
 from contracts.vectors_batch import BatchItem, Op
+from embedding.decode_pool import DecodePool
 from embedding.texts import normalise_text
 from indexer.slices import DecodedItem, DecodedSlice, FetchedSlice, Rejection, gap_rows, rejected_row
 
 ROW_OVERHEAD_BYTES = 2048
+
+_Pictures = dict[int, Future[NDArray[np.uint8]]]
 
 
 def record_limits(settings: Settings, index: IndexRecord) -> RecordLimits:
@@ -38,15 +48,19 @@ class Decoder:
     collection, index
         Whose records these are, and for which fields.
     encoder : Encoder or None
-        Prepares pictures; None for an index of own vectors only.
+        Says how pictures are prepared; None for an index of own vectors only.
     settings : Settings
         Limits.
     store : ObjectStore
         Holds the payloads that records only name.
+    pool : DecodePool
+        Decodes pictures.
     """
 
-    def __init__(self, collection: CollectionRecord, index: IndexRecord, encoder: Encoder | None, settings: Settings, store: ObjectStore) -> None:
-        self.collection, self.encoder = collection, encoder
+    def __init__(
+        self, collection: CollectionRecord, index: IndexRecord, encoder: Encoder | None, settings: Settings, store: ObjectStore, pool: DecodePool
+    ) -> None:
+        self.collection, self.encoder, self.pool = collection, encoder, pool
         self.limits = record_limits(settings, index)
         self._payloads = PayloadReader(store, self.limits)
         sources = {field.source for field in index.fields}
@@ -63,17 +77,27 @@ class Decoder:
         Raises
         ------
         UnavailableError
-            The store does not answer for a payload; no item is rejected for that.
+            The store does not answer for a payload, or no decoding process can be started; no item is rejected for that.
         """
         decoded = DecodedSlice(fetched)
         decoded.items += [DecodedItem(row) for row in gap_rows(fetched.start_offset, fetched.records, fetched.next_offset)]
-        for record, items in zip(fetched.records, read_items(fetched.records, self.collection, self.limits), strict=True):
+        read = list(zip(fetched.records, read_items(fetched.records, self.collection, self.limits), strict=True))
+        pictures = self._submit_pictures(item for _, items in read for item in items)
+        for record, items in read:
             for item in items:
-                self._decode_item(record, item, decoded)
+                self._decode_item(record, item, pictures, decoded)
         decoded.items.sort(key=lambda item: (item.row.offset, item.row.item))
         return decoded
 
-    def _decode_item(self, record: LogRecord, item: ReadItem, decoded: DecodedSlice) -> None:
+    def _submit_pictures(self, items: Iterable[ReadItem]) -> _Pictures:
+        """Have the pictures that lie in the records decoded at the same time, by whichever children are free."""
+        if not self.wants_pictures or self.encoder is None:
+            return {}
+        recipe = self.encoder.picture_recipe
+        wanted = [item for item in items if isinstance(item, MediaItem)]
+        return {id(item): self.pool.submit(item.picture, recipe) for item in wanted if item.picture is not None}
+
+    def _decode_item(self, record: LogRecord, item: ReadItem, pictures: _Pictures, decoded: DecodedSlice) -> None:
         if isinstance(item, SupersededItem):
             decoded.items.append(DecodedItem(BatchItem(item.offset, item.item, "superseded", produced_at_us=item.produced_at_us)))
             return
@@ -88,8 +112,10 @@ class Decoder:
         try:
             if self.wants_texts and item.text:
                 done.text = normalise_text(item.text, self.limits.max_text_bytes) or None
-            if self.wants_pictures and self.encoder is not None and item.picture is not None:
-                done.picture = self.encoder.prepare_picture(item.picture)
+            if (submitted := pictures.get(id(item))) is not None:
+                done.picture = submitted.result()
+            elif self.wants_pictures and self.encoder is not None and item.picture is not None:  # fetched just now
+                done.picture = self.pool.prepare(item.picture, self.encoder.picture_recipe)
         except RecordError as error:
             problem = problem or error
         if problem is None:

@@ -1,6 +1,6 @@
 """The embed role: an `EmbedWorker` per collection, encoders shared between them.
 
-Takes: engines, collection names. Gives: running workers. Owns: nothing. Never: embeds itself.
+Takes: engines, collection names. Gives: running workers. Owns: the decoding processes, shared too. Never: embeds itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import SettingsError
+from embedding.decode_pool import DecodePool
 from embedding.open_encoder import shared_encoder
 from indexer.embed_worker import EmbedWorker
 from indexer.role import run_collections
@@ -30,6 +31,7 @@ def run_embed(engines: Engines, collections: Sequence[str] | None, stop: threadi
         names = {field.encoder for field in index.fields if field.encoder is not None}
         if len(names) > 1:
             raise SettingsError(f"index {index.name} of {collection.name} names two encoders: {sorted(names)}", hint="use one encoder per index")
-        return EmbedWorker(engines, collection, index, shared_encoder(names.pop(), engines.settings) if names else None)
+        return EmbedWorker(engines, collection, index, shared_encoder(names.pop(), engines.settings) if names else None, pool)
 
-    run_collections(engines, collections, stop, make)
+    with DecodePool(engines.settings) as pool:
+        run_collections(engines, collections, stop, make)

@@ -1,8 +1,9 @@
 """The embed worker of one index: media records in, vectors batches out. Read `run` first: one line per arrow.
 
-    fetch (own thread) -> decode (pool) -> embed + publish (own thread)          watchdog (own thread)
+    fetch (own thread) -> decode (threads, child processes) -> embed + publish (own thread)          watchdog (own thread)
 
-The stages overlap; queues are bounded in bytes, and a full queue pauses fetching instead of growing.
+The stages overlap; queues are bounded in bytes, and a full queue pauses fetching instead of growing. Where earlier lives of the
+worker ended again and again, the fetch thread first walks record by record (`indexer.careful`).
 
 Takes: partitions from the consumer group, positions from the chain. Gives: batches that continue the chain. Owns: runs.
 Never: trusts the group for a position, or goes on after a produce error without re-reading the chain's end.
@@ -13,44 +14,35 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.encoder import Encoder
 from contracts.engines import Engines
 from contracts.errors import CorruptError, HeadwaterError, SettingsError, SnapshotError, UnavailableError
-from contracts.head_lag import HeadLag
 from contracts.log import CommittedOffset, GroupReader, LogRecord
+from embedding.decode_pool import DecodePool
+from indexer.attempts import AttemptBook, is_careful
+from indexer.careful import CarefulWalk
 from indexer.decode import Decoder
 from indexer.embed import check_spaces, embed_slices
+from indexer.partition_run import PartitionRun
 from indexer.partition_source import ChainScan, PartitionSource
 from indexer.publish import Publisher
 from indexer.slices import DecodedSlice, FetchedSlice, fetched_slices
+from indexer.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 ADVISORY_COMMIT_SECONDS = 5.0
+DECODE_THREADS = 2
+"""They read records and wait for the children that decode pictures."""
+POLL_BATCHES = 4
+"""Batches of records that one poll may bring."""
 
 _Queued = tuple[FetchedSlice, "Future[DecodedSlice]"]
-
-
-@dataclass(slots=True)
-class _Run:
-    """A stretch of work on one partition since it was last sought. Slices of an older run are dropped.
-
-    ``fetched_next``: media offset behind what was fetched; ``sent_next``: behind what was handed to the producer;
-    ``checked_next``: `sent_next` as the watchdog saw it last time; ``committed_next``: what the group was told last.
-    """
-
-    number: int
-    scan: ChainScan
-    fetched_next: int
-    sent_next: int
-    checked_next: int
-    committed_next: int
 
 
 class EmbedWorker:
@@ -64,13 +56,20 @@ class EmbedWorker:
         What to embed.
     encoder : Encoder or None
         None for an index of own vectors only.
+    pool : DecodePool, optional
+        Processes that decode pictures, shared with other workers; the worker has its own where none is given.
     """
 
-    def __init__(self, engines: Engines, collection: CollectionRecord, index: IndexRecord, encoder: Encoder | None) -> None:
+    def __init__(
+        self, engines: Engines, collection: CollectionRecord, index: IndexRecord, encoder: Encoder | None, pool: DecodePool | None = None
+    ) -> None:
         check_spaces(index, encoder)
         self.engines, self.collection, self.index, self.encoder = engines, collection, index, encoder
-        self.decoder = Decoder(collection, index, encoder, engines.settings, engines.store)
-        self.runs: dict[int, _Run] = {}
+        self._pool, self._owns_pool = pool or DecodePool(engines.settings), pool is None
+        self.decoder = Decoder(collection, index, encoder, engines.settings, engines.store, self._pool)
+        self.runs: dict[int, PartitionRun] = {}
+        self.book = AttemptBook()
+        self._walks: dict[int, CarefulWalk] = {}
         self._run_numbers = 0
         self._queue: deque[_Queued] = deque()
         self._queued_bytes = 0
@@ -78,7 +77,6 @@ class EmbedWorker:
         self._restarts: dict[int, float] = {}  # partition -> when to try (again)
         self._stop = threading.Event()
         self._renew_producer = threading.Event()
-        self._lag = HeadLag()
         self._commit_due = 0.0
         self._failure: BaseException | None = None
 
@@ -95,11 +93,14 @@ class EmbedWorker:
         settings = self.engines.settings
         reader = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
         publisher = Publisher(self.engines, self.collection, self.index, self._produce_failed)
-        pool = ThreadPoolExecutor(settings.embed_decode_threads, thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        watchdog = Watchdog(self.engines, self.collection.name, self.collection.source_topic, self.runs, self._go_back)
         threads = [
             threading.Thread(target=self._guarded, args=(self._embed_loop, publisher), name=f"embed-{self.collection.name}"),
-            threading.Thread(target=self._guarded, args=(self._watchdog_loop,), name=f"watchdog-{self.collection.name}"),
+            threading.Thread(target=self._guarded, args=(watchdog.run, self._stop), name=f"watchdog-{self.collection.name}"),
         ]
+        if self.decoder.wants_pictures:
+            threads.append(threading.Thread(target=self._guarded, args=(self._pool.warm,), name="warm"))
         try:
             for thread in threads:
                 thread.start()
@@ -110,6 +111,8 @@ class EmbedWorker:
             pool.shutdown(wait=True, cancel_futures=True)
             for thread in threads:
                 thread.join(settings.stop_seconds)
+            if self._owns_pool:
+                self._pool.close()
             self._close(reader, publisher)
         if self._failure is not None:
             raise self._failure
@@ -121,20 +124,32 @@ class EmbedWorker:
             self._failure = error
 
     def _close(self, reader: GroupReader, publisher: Publisher) -> None:
-        for closable in (reader, publisher):
+        self._forget_attempts(reader)
+        closing: list[Callable[[], None]] = [reader.close, publisher.close, *(walk.close for walk in self._walks.values())]
+        for close in closing:
             try:
-                closable.close()
+                close()
             except HeadwaterError as error:
                 logger.warning("closing failed: %s", error)
+
+    def _forget_attempts(self, reader: GroupReader) -> None:
+        """The worker ends in order: no record is to blame."""
+        begun = {partition: run.start for partition, run in self.runs.items() if run.is_counted and run.committed_next == run.start}
+        try:
+            for partition, offset in (begun | {partition: walk.offset for partition, walk in self._walks.items()}).items():
+                self.book.forget(reader, partition, offset)
+        except HeadwaterError as error:
+            logger.warning("an attempt stays counted: %s", error)
 
     # ---- fetch -------------------------------------------------------------------------------------------------------
 
     def _fetch_once(self, reader: GroupReader, pool: ThreadPoolExecutor) -> None:
         try:
-            records = reader.poll(POLL_SECONDS, max_records=4 * self.engines.settings.embed_batch_items)
+            records = reader.poll(0.0 if self._walks else POLL_SECONDS, max_records=POLL_BATCHES * self.engines.settings.embed_batch_items)
             self._follow_assignment(reader)
             self._restart_partitions(reader)
             self._submit(records, reader, pool)
+            self._walk_one(reader)
             self._balance(reader)
             self._commit_advisory(reader)
         except UnavailableError as error:
@@ -148,33 +163,74 @@ class EmbedWorker:
         for partition in change.revoked:
             self.runs.pop(partition, None)
             self._restarts.pop(partition, None)
+            self._end_walk(partition)
         now = self.engines.clock.monotonic_seconds()
         self._restarts.update(dict.fromkeys(change.assigned, now))
 
     def _restart_partitions(self, reader: GroupReader) -> None:
-        """Begin a new run on every partition that was assigned, failed, or found behind by the watchdog."""
+        """Begin a new run on every partition that was assigned, failed, or found behind by the watchdog; walks come first."""
         now = self.engines.clock.monotonic_seconds()
+        ready: list[tuple[int, ChainScan, int]] = []
         for partition in [p for p, due in list(self._restarts.items()) if due <= now]:
             self._restarts.pop(partition, None)
             self.runs.pop(partition, None)
-            source = PartitionSource(self.engines, self.collection, self.index, partition)
             try:
-                scan = source.chain_scan()
-                start = scan.advance()
-                scan.close()  # the watchdog goes on with it, in its own thread
-                source.check_media_bounds(start)
+                scan, start = self._chain_end(partition)
+                earlier = self.book.earlier(reader, partition, start)
+                if is_careful(earlier, start):
+                    self._begin_walk(partition, start, earlier.careful_next)
+                else:
+                    ready.append((partition, scan, start))
             except (UnavailableError, SnapshotError) as error:
                 logger.warning("partition %d cannot start yet: %s", partition, error)
                 self._restarts[partition] = now + RETRY_SECONDS
-                continue
             except CorruptError as error:
                 logger.error("partition %d is stopped, the others go on: %s", partition, error)
                 self.engines.metrics.records.labels(self.collection.name, "embed", "stopped").inc()
+        for partition, scan, start in ready:
+            if self._walks:  # begun when they are over
+                self._restarts[partition] = now + POLL_SECONDS
                 continue
             self._run_numbers += 1
-            self.runs[partition] = _Run(self._run_numbers, scan, start, start, start, start)
+            self.runs[partition] = PartitionRun.at(self._run_numbers, scan, start)
             reader.seek(partition, start)
             logger.info("partition %d of %s goes on at media offset %d", partition, self.collection.name, start)
+
+    def _chain_end(self, partition: int) -> tuple[ChainScan, int]:
+        source = PartitionSource(self.engines, self.collection, self.index, partition)
+        scan = source.chain_scan()
+        start = scan.advance()
+        scan.close()  # the watchdog goes on with it, in its own thread
+        source.check_media_bounds(start)
+        return scan, start
+
+    # ---- careful walks -----------------------------------------------------------------------------------------------
+
+    def _begin_walk(self, partition: int, start: int, careful_next: int) -> None:
+        head = self.engines.log.bounds(self.collection.source_topic)[partition].next_offset
+        end = min(head, max(careful_next, start + POLL_BATCHES * self.engines.settings.embed_batch_items))
+        self._walks[partition] = CarefulWalk(self.engines, self.collection, self.index, self.encoder, self.decoder, self.book, partition, start, end)
+
+    def _walk_one(self, reader: GroupReader) -> None:
+        """Work on one record of the first walk; polling goes on between two, so that the group keeps this member."""
+        for partition, walk in list(self._walks.items())[:1]:
+            try:
+                if not walk.is_done:
+                    walk.step(reader)
+                over, pause_seconds = walk.is_done, 0.0
+            except UnavailableError as error:
+                logger.warning("the walk of partition %d begins again: %s", partition, error)
+                over, pause_seconds = True, RETRY_SECONDS
+            if over:
+                self._end_walk(partition)
+                self._restarts[partition] = self.engines.clock.monotonic_seconds() + pause_seconds
+
+    def _end_walk(self, partition: int) -> None:
+        walk = self._walks.pop(partition, None)
+        if walk is not None:
+            walk.close()
+
+    # ---- fetch, continued --------------------------------------------------------------------------------------------
 
     def _submit(self, records: Sequence[LogRecord], reader: GroupReader, pool: ThreadPoolExecutor) -> None:
         by_partition: dict[int, list[LogRecord]] = defaultdict(list)
@@ -186,6 +242,8 @@ class EmbedWorker:
             end = slices[-1].next_offset if slices else run.fetched_next
             if not records and (position := _position(reader, partition)) > end:  # offsets without records at the log's end
                 slices, end = [FetchedSlice(partition, run.number, end, position, [])], position
+            if found and not run.is_counted and not self._count_attempt(partition, run, reader):
+                continue
             run.fetched_next = end
             for fetched in slices:
                 decoding = pool.submit(self.decoder.decode, fetched) if self.decoder.is_slow(fetched) else _done(self.decoder.decode(fetched))
@@ -193,6 +251,16 @@ class EmbedWorker:
                     self._queue.append((fetched, decoding))
                     self._queued_bytes += fetched.size_bytes
                     self._arrived.notify()
+
+    def _count_attempt(self, partition: int, run: PartitionRun, reader: GroupReader) -> bool:
+        """Write down where this life begins, before its first record: nobody can do so after a crash."""
+        try:
+            self.book.begin(reader, partition, run.start)
+        except UnavailableError as error:
+            self._go_back(partition, run.number, error)  # the polled records are sought again
+            return False
+        run.is_counted = True
+        return True
 
     def _balance(self, reader: GroupReader) -> None:
         """Pause fetching while the queue is full; polling goes on, so that the group keeps this member."""
@@ -260,7 +328,7 @@ class EmbedWorker:
                 continue
             try:
                 slices.append(decoding.result())
-            except (UnavailableError, CancelledError) as error:  # a payload's store is away, or the pool stops: the records are fetched again
+            except (UnavailableError, CancelledError) as error:  # a payload's store is away, no child starts, or the pool stops: fetched again
                 self._go_back(fetched.partition, fetched.run, error)
         with self._arrived:
             self._queued_bytes -= sum(fetched.size_bytes for fetched, _ in taken)
@@ -295,51 +363,6 @@ class EmbedWorker:
         self.runs.pop(partition, None)
         self._restarts[partition] = self.engines.clock.monotonic_seconds() + RETRY_SECONDS
         logger.warning("partition %d of %s goes back to the chain's end: %s", partition, self.collection.name, error)
-
-    # ---- watchdog ----------------------------------------------------------------------------------------------------
-
-    def _watchdog_loop(self) -> None:
-        """Read back what was written: an acknowledged batch may still be lost or dropped by the chain rule."""
-        watched: dict[int, ChainScan] = {}
-        while not self._stop.wait(self.engines.settings.embed_watchdog_seconds):
-            runs = dict(self.runs)
-            current = {run.number: run.scan for run in runs.values()}
-            for number in watched.keys() - current.keys():
-                watched[number].close()
-            watched = current
-            for partition, run in runs.items():
-                try:
-                    self._check_run(partition, run)
-                except (UnavailableError, SnapshotError) as error:
-                    logger.warning("the watchdog cannot read partition %d: %s", partition, error)
-                    if isinstance(error, SnapshotError):
-                        self._go_back(partition, run.number, error)
-            self._measure_lag(runs)
-        for scan in watched.values():
-            scan.close()
-
-    def _measure_lag(self, runs: Mapping[int, _Run]) -> None:
-        try:
-            heads = {p: b.next_offset for p, b in self.engines.log.bounds(self.collection.source_topic).items() if p in runs}
-        except UnavailableError:
-            return  # the fetch loop tells
-        now = self.engines.clock.monotonic_seconds()
-        done = {partition: run.sent_next for partition, run in runs.items()}
-        self._lag.observe(heads, now)
-        self._lag.forget(done)
-        self.engines.metrics.set_lag(self.collection.name, "embed", self._lag.records(done), self._lag.seconds(done, now))
-
-    def _check_run(self, partition: int, run: _Run) -> None:
-        sent = run.sent_next
-        behind, ahead = False, False
-        if run.scan.chain.expected < sent or sent == run.checked_next:
-            end = run.scan.advance()
-            behind = end < run.checked_next  # two looks in a row: what was sent a whole interval ago must be in the chain
-            ahead = end > run.fetched_next
-        if behind or ahead:
-            what = "behind" if behind else "ahead of"
-            self._go_back(partition, run.number, UnavailableError(f"the chain stands at {run.scan.chain.expected}, {what} what this worker wrote"))
-        run.checked_next = sent
 
 
 def _done(decoded: DecodedSlice) -> Future[DecodedSlice]:

@@ -16,7 +16,8 @@ from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, RecordError, SettingsError
 from contracts.media_record import PICTURE_TYPES, MediaItem, RecordLimits, read_media_record
-from embedding.pictures import PictureLimits, sniff_format, thumbnail
+from embedding.decode_pool import DecodePool
+from embedding.pictures import sniff_format
 from query.collection_view import CollectionSnapshot
 from query.search import RowRef
 
@@ -42,12 +43,13 @@ class MediaReader:
     ----------
     engines : Engines
         Log, store and limits.
+    decoding : DecodePool
+        Makes thumbnails.
     """
 
-    def __init__(self, engines: Engines) -> None:
-        self._engines = engines
+    def __init__(self, engines: Engines, decoding: DecodePool) -> None:
+        self._engines, self._decoding = engines, decoding
         self._archive = ArchiveReader(engines.store)
-        self._limits = PictureLimits.from_settings(engines.settings)
         settings = engines.settings
         self._record_limits = RecordLimits(max_text_bytes=settings.max_text_bytes, max_payload_bytes=settings.max_picture_bytes)
         self._payloads = PayloadReader(engines.store, self._record_limits)
@@ -83,7 +85,7 @@ class MediaReader:
         if not full.content_type.startswith("image/"):
             raise _missing("the point has no picture")
         try:
-            made = Media(thumbnail(full.data, size_pixels, self._limits), THUMBNAIL_TYPE)
+            made = Media(self._decoding.thumbnail(full.data, size_pixels), THUMBNAIL_TYPE)
         except RecordError as error:
             raise _missing(f"the picture cannot be shown: {error.message}") from error
         self._put((place, size_pixels), made)

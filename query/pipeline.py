@@ -18,6 +18,7 @@ from typing import Any
 
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, SettingsError
+from embedding.decode_pool import DecodePool
 from query import search as plan
 from query.collection_view import CollectionSnapshot
 from query.filters import parse_filter
@@ -45,12 +46,14 @@ class Pipeline:
     ----------
     engines : Engines
         Log (for media), settings, metrics, clock.
+    decoding : DecodePool
+        Decodes the pictures of queries, and those of which thumbnails are made: strangers sent both.
     """
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: Engines, decoding: DecodePool) -> None:
         self._engines = engines
-        self.encoders = QueryEncoders(engines.settings)
-        self._media = MediaReader(engines)
+        self.encoders = QueryEncoders(engines.settings, decoding)
+        self._media = MediaReader(engines, decoding)
         self._scrolls = ScrollPins(engines.clock)
 
     # ---- points/query -------------------------------------------------------------------------------------------

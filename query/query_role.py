@@ -19,6 +19,7 @@ import uvicorn
 from contracts.engines import Engines
 from contracts.errors import HeadwaterError, SettingsError
 from contracts.settings import Settings
+from embedding.decode_pool import DecodePool
 from query.discovery import Collections
 from query.http_app import build_app
 from query.pipeline import Pipeline
@@ -49,9 +50,11 @@ def run_query(engines: Engines, stop: threading.Event, on_ready: Callable[[int],
         The server or a collection's thread ended by mistake.
     """
     listening = bind(engines.settings)
-    collections, pipeline = Collections(engines), Pipeline(engines)
+    collections = Collections(engines)
+    decoding = DecodePool(engines.settings)  # of its own: a question does not wait behind what is being indexed; starts at the first picture
+    pipeline = Pipeline(engines, decoding)
     try:
-        with ThreadPoolExecutor(engines.settings.query_threads, thread_name_prefix="search") as pool:
+        with decoding, ThreadPoolExecutor(engines.settings.query_threads, thread_name_prefix="search") as pool:
             server = uvicorn.Server(_config(engines, build_app(engines, collections, pipeline, pool)))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="http", daemon=True)
             warm = threading.Thread(target=_warm, args=(collections, pipeline, stop), name="warm", daemon=True)

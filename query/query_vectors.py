@@ -20,6 +20,7 @@ from contracts.collection import FieldRecord, IndexRecord
 from contracts.encoder import Encoder
 from contracts.errors import HeadwaterError, NotFoundError, RecordError, SettingsError
 from contracts.settings import Settings
+from embedding.decode_pool import DecodePool
 from embedding.fields import fuse
 from embedding.open_encoder import shared_encoder
 from embedding.texts import normalise_text
@@ -142,10 +143,12 @@ class QueryEncoders:
     ----------
     settings : Settings
         Limits and threads.
+    decoding : DecodePool
+        Decodes pictures.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, decoding: DecodePool) -> None:
+        self._settings, self._decoding = settings, decoding
         self._open: set[str] = set()
         self._failed: set[str] = set()
 
@@ -165,7 +168,9 @@ class QueryEncoders:
             if text == "" and wanted.picture is None:
                 raise SettingsError("the query's text is empty", hint="say what to look for", code="invalid_query")
             by_text = encoder.encode_texts([text]) if text else None
-            by_picture = None if wanted.picture is None else encoder.encode_pictures(encoder.prepare_picture(wanted.picture)[None])
+            by_picture = None
+            if wanted.picture is not None:
+                by_picture = encoder.encode_pictures(self._decoding.prepare(wanted.picture, encoder.picture_recipe)[None])
         except RecordError as error:
             raise SettingsError(f"the query's media cannot be used: {error.message}", hint="send other media", code=error.reason) from None
         return in_metric(fuse(by_picture, by_text)[0], field)

@@ -418,9 +418,11 @@ def test_committed_offsets_are_kept_with_their_metadata(log: Log, topic: str) ->
     reader = log.group_reader(topic, group)
     wait_for_assignment({"a": reader}, {"a": set()}, {0, 1})
     assert reader.committed(0) is None
+    reader.commit(0, CommittedOffset(7, "attempts=1"), is_awaited=True)
+    assert reader.committed(0) == CommittedOffset(7, "attempts=1")
     reader.commit(0, CommittedOffset(7, "attempts=2"))
     deadline = time.monotonic() + 10
-    while reader.committed(0) is None and time.monotonic() < deadline:
+    while reader.committed(0) != CommittedOffset(7, "attempts=2") and time.monotonic() < deadline:
         reader.poll(0.05)  # a commit need not be waited for
     assert reader.committed(0) == CommittedOffset(7, "attempts=2")
     reader.close()

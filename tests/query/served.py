@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
+from embedding.decode_pool import DecodePool
 from query.collection_view import CollectionView
 from query.discovery import Collections
 from query.http_app import build_app
@@ -43,8 +44,8 @@ class Served:
 
 def serve(made: Writer) -> Iterator[Served]:
     collections = Collections(made.engines)
-    with ThreadPoolExecutor(2) as pool:
-        app = build_app(made.engines, collections, Pipeline(made.engines), pool)
+    with ThreadPoolExecutor(2) as pool, DecodePool(made.engines.settings) as decoding:
+        app = build_app(made.engines, collections, Pipeline(made.engines, decoding), pool)
         collections.refresh()
         with TestClient(app) as client:
             wait_until(lambda: collections.ready)

@@ -1,0 +1,140 @@
+"""A record that ends the whole worker is found, rejected alone, and costs nobody else anything."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from backends.catalog.admin import CollectionRequest, create_collection
+from backends.open_log import open_log
+from backends.open_store import open_store
+from contracts.collection import CollectionRecord
+from contracts.engines import Engines
+from contracts.log import CommittedOffset, GroupReader
+from contracts.settings import load_settings
+from indexer.attempts import REJECT_AFTER, AttemptBook, Attempts, is_careful
+from indexer.build_worker import BuildWorker
+from indexer.embed_worker import EmbedWorker
+from tests.encoders import ColourEncoder, colour_fields
+from tests.indexer.conftest import eventually, running
+from tests.indexer.crashing_worker import CRASHED_BY
+from tests.indexer.stored import read_partition
+from tests.indexer.test_picture_path import jpeg, send
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, str]:
+    return {"log_url": f"sqlite:///{tmp_path}/log.sqlite", "store_url": f"file:///{tmp_path}/store"}
+
+
+@pytest.fixture
+def embedded(places: dict[str, str]) -> Iterator[Engines]:
+    settings = load_settings(**places, seal_seconds=0.2)
+    made = Engines(settings, open_log(settings), open_store(settings))
+    yield made
+    made.log.close()
+    made.store.close()
+
+
+def group(engines: Engines, collection: CollectionRecord) -> GroupReader:
+    return engines.log.group_reader(collection.source_topic, collection.group(collection.index().name, "embed"))
+
+
+def live_once(collection: CollectionRecord, places: dict[str, str]) -> int:
+    """One life of the worker; gives its exit code."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}  # noqa: TID251 - for another process
+    variables = {f"HEADWATER_{name.upper()}": value for name, value in places.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.indexer.crashing_worker", collection.name],
+        cwd=ROOT,
+        env=kept | variables | {"PYTHONPATH": str(ROOT), "HEADWATER_EMBED_BATCH_ITEMS": "4"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode <= 0, done.stderr.decode()[-3000:]
+    return done.returncode
+
+
+@pytest.mark.slow
+def test_a_picture_that_kills_the_worker_is_rejected_alone_and_all_others_are_indexed(embedded: Engines, places: dict[str, str]) -> None:
+    collection = create_collection(embedded, CollectionRequest("pictures", colour_fields(), 1))
+    for number in range(8):
+        colour = CRASHED_BY if number == 5 else (10, 30 * number, 90)
+        send(embedded, collection, f"p{number}", jpeg(colour), content_type="image/jpeg")
+    codes = [live_once(collection, places)]
+    while codes[-1] != 0 and len(codes) < 8:
+        codes.append(live_once(collection, places))
+    # At most: one life that gets as far as the poison's neighbours, two in company, two alone; the next rejects it.
+    assert set(codes[:-1]) == {-signal.SIGSEGV} and codes[-1] == 0 and 5 <= len(codes) <= 6
+    index = collection.index()
+    with running(BuildWorker(embedded, collection, index).run):
+        eventually(lambda: read_partition(embedded, collection, 0).manifest.checkpoint.media_offset == 8)
+    stored = read_partition(embedded, collection, 0)
+    assert stored.live == {f"p{number}": (number, 0) for number in range(8) if number != 5}
+    assert [(run.verdict, run.reason) for run in stored.ledger if run.verdict != "row"] == [("reject", "embed_crashed")]
+    assert stored.is_tiled() and stored.verdicts()[(5, 0)] == "reject"
+    letter = embedded.log.read_at(collection.dead_letter_topic, 0, 0)
+    assert letter is not None and letter.value == jpeg(CRASHED_BY)
+
+
+def test_a_machine_that_cannot_embed_at_all_blames_no_record(embedded: Engines, places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it works on a record alone, the worker tries a black picture; here it dies of that, too."""
+    monkeypatch.setenv("KILLED_BY_BLACK", "1")
+    collection = create_collection(embedded, CollectionRequest("pictures", colour_fields(), 1))
+    send(embedded, collection, "a", jpeg((0, 0, 0)), content_type="image/jpeg")
+    left_behind = CommittedOffset(0, Attempts(attempts=2).to_metadata())
+    with closing(group(embedded, collection)) as reader:
+        reader.commit(0, left_behind)
+    for _ in range(REJECT_AFTER + 1):
+        assert live_once(collection, places) == -signal.SIGKILL
+    with closing(group(embedded, collection)) as reader:
+        assert reader.committed(0) == left_behind
+
+
+def test_a_life_that_ends_in_order_is_not_counted(embedded: Engines) -> None:
+    collection = create_collection(embedded, CollectionRequest("pictures", colour_fields(), 1))
+    for number in range(2):
+        send(embedded, collection, f"p{number}", jpeg((10, 60 * number, 90)), content_type="image/jpeg")
+        with running(EmbedWorker(embedded, collection, collection.index(), ColourEncoder()).run):
+            eventually(lambda n=number: embedded.log.bounds(collection.index().vectors_topic)[0].next_offset == n + 1)  # type: ignore[misc]
+        with closing(group(embedded, collection)) as reader:
+            committed = reader.committed(0)
+        assert committed is not None and Attempts.from_metadata(committed.metadata).attempts == 0
+
+
+def test_attempts_are_counted_per_life_and_offset_and_never_move_the_group_back(embedded: Engines) -> None:
+    collection = create_collection(embedded, CollectionRequest("pictures", colour_fields(), 1))
+    reader = embedded.log.group_reader(collection.source_topic, "lives")
+    for life in range(3):
+        book = AttemptBook()
+        earlier = book.earlier(reader, 0, 7)
+        assert earlier.attempts == life and is_careful(earlier, 7) == (life >= 2)
+        book.begin(reader, 0, 7)
+        book.begin(reader, 0, 7)  # the same life again, after an error of the log
+        assert book.earlier(reader, 0, 7) == earlier
+    alone = AttemptBook()
+    alone.begin_alone(reader, 0, 7, 20)
+    assert AttemptBook().earlier(reader, 0, 7) == Attempts(3, 1, 20)
+    assert is_careful(AttemptBook().earlier(reader, 0, 12), 12) and not is_careful(AttemptBook().earlier(reader, 0, 20), 20)
+    backward = AttemptBook()
+    assert backward.earlier(reader, 0, 3) == Attempts(careful_next=20)
+    backward.begin(reader, 0, 3)
+    assert reader.committed(0).offset == 7  # type: ignore[union-attr]
+    alone.forget(reader, 0, 7)
+    assert AttemptBook().earlier(reader, 0, 7) == Attempts(3)
+    reader.close()
+
+
+@pytest.mark.parametrize("metadata", ["", "x", "[]", "3", '{"attempts": "many"}', '{"attempts": null}'])
+def test_metadata_of_another_form_means_that_nothing_is_known(metadata: str) -> None:
+    assert Attempts.from_metadata(CommittedOffset(1, metadata).metadata) == Attempts()
