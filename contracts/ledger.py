@@ -48,6 +48,11 @@ class LedgerRun:
     partial: bool = False
 
     @property
+    def rejects(self) -> bool:
+        """Whether items were dead-lettered whole: rejects, and deletes with a reason, by which a rejected update removed the older row."""
+        return self.verdict == "reject" or (self.verdict == "delete" and self.reason is not None)
+
+    @property
     def items(self) -> int:
         """Number of items that the run covers."""
         return (self.next_offset - self.start_offset) * (self.next_item - self.start_item)

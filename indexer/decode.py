@@ -144,7 +144,7 @@ class Decoder:
             self._reject(record, rejected, decoded)
 
     def _reject(self, record: LogRecord, item: RejectedItem, decoded: DecodedSlice) -> None:
-        row = rejected_row(self.collection, item, item.reason)
+        row = rejected_row(item, item.reason, self.collection.on_reject)
         decoded.items.append(DecodedItem(row))
         decoded.rejections.append(Rejection(record, item.item, item.reason, item.message))
 

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from contracts.collection import IndexRecord
 from contracts.encoder import Encoder
 from contracts.errors import RecordError, SettingsError
-from contracts.vectors_batch import BatchItem
 from embedding.fields import fuse
-from indexer.slices import DecodedItem, DecodedSlice, Rejection
+from indexer.slices import DecodedItem, DecodedSlice, Rejection, rejected_row
 
 Matrix = NDArray[np.float32]
 
@@ -40,7 +39,9 @@ def check_spaces(index: IndexRecord, encoder: Encoder | None) -> None:
             )
 
 
-def embed_slices(slices: Sequence[DecodedSlice], index: IndexRecord, encoder: Encoder | None, most_items: int, on_partial: str = "keep") -> None:
+def embed_slices(
+    slices: Sequence[DecodedSlice], index: IndexRecord, encoder: Encoder | None, most_items: int, on_partial: str = "keep", on_reject: str = "keep"
+) -> None:
     """Fill in the vectors of all rows of these slices, in place; what the encoder refuses is rejected, as what cannot be decoded is.
 
     Raises
@@ -68,7 +69,7 @@ def embed_slices(slices: Sequence[DecodedSlice], index: IndexRecord, encoder: En
     if refused:
         encoded = by_picture.vectors.keys() | by_text.vectors.keys()
         for decoded in slices:
-            _reject_refused(decoded, refused, encoded if on_partial == "keep" else set())
+            _reject_refused(decoded, refused, encoded if on_partial == "keep" else set(), on_reject)
 
 
 def _fused(picture: Matrix | None, text: Matrix | None) -> Matrix | None:
@@ -99,7 +100,7 @@ class _Encoded:
                     self.encode(part, len(part) // 2)
 
 
-def _reject_refused(decoded: DecodedSlice, refused: Mapping[int, RecordError], kept: Set[int]) -> None:
+def _reject_refused(decoded: DecodedSlice, refused: Mapping[int, RecordError], kept: Set[int], on_reject: str) -> None:
     """Turn the rows of refused items into rejections, or into partial rows where the other side is encoded and may stay."""
     records = {record.offset: record for record in decoded.fetched.records}
     for item in decoded.items:
@@ -111,6 +112,6 @@ def _reject_refused(decoded: DecodedSlice, refused: Mapping[int, RecordError], k
         if is_partial:
             row.reason = error.reason
         else:
-            item.row = BatchItem(row.offset, row.item, "reject", id=row.id, reason=error.reason, produced_at_us=row.produced_at_us)
+            item.row = rejected_row(row, error.reason, on_reject)
         decoded.rejections.append(Rejection(records[row.offset], row.item, error.reason, error.message, partial=is_partial))
     decoded.rejections.sort(key=lambda rejection: (rejection.record.offset, rejection.item))

@@ -304,7 +304,14 @@ class EmbedWorker:
         while not self._stop.is_set():
             try:
                 with self.engines.metrics.stage.labels("embed").time():
-                    embed_slices(slices, self.index, self.encoder, self.engines.settings.embed_batch_items, self.collection.on_partial)
+                    embed_slices(
+                        slices,
+                        self.index,
+                        self.encoder,
+                        self.engines.settings.embed_batch_items,
+                        self.collection.on_partial,
+                        self.collection.on_reject,
+                    )
                 return True
             except UnavailableError as error:
                 logger.warning("the encoder does not answer, trying again: %s", error)

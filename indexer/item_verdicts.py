@@ -62,7 +62,7 @@ class PartitionVerdicts:
         if entry is None:
             return {}
         runs = (run for run in self._ledger(entry) if run.start_offset <= offset < run.next_offset)
-        return {item: Verdict(run.verdict, run.partial) for run in runs for item in range(run.start_item, run.next_item)}
+        return {item: Verdict("reject" if run.rejects else run.verdict, run.partial) for run in runs for item in range(run.start_item, run.next_item)}
 
     def newest(self, ids: Sequence[str]) -> list[VersionOrder | None]:
         """Newest version of each id, rows and deletes alike, committed or not; None where there is none."""
@@ -98,7 +98,9 @@ class PartitionVerdicts:
         batch = trim(decode_batch(record, self._schema), accepted.start_offset)
         names = ("offset", "item", "op", "id", "reason", "origin_offset", "origin_item")
         for offset, item, op, item_id, reason, origin, origin_item in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-            self._tail.setdefault(offset, {})[item] = Verdict("row" if op == "upsert" else op, op == "upsert" and reason is not None)
+            removes = op == "delete" and reason is not None  # a rejected update, by which the older row goes
+            word = "row" if op == "upsert" else "reject" if removes else op
+            self._tail.setdefault(offset, {})[item] = Verdict(word, op == "upsert" and reason is not None)
             if op in ("upsert", "delete", "patch"):
                 order, newest = version_order(offset, item, origin, origin_item), self._patched if op == "patch" else self._newest
                 newest[item_id] = max(order, newest.get(item_id, order))
@@ -126,6 +128,6 @@ def committed_rejects(store: ObjectStore, manifest: Manifest) -> Counter[str]:
     counts: Counter[str] = Counter()
     for entry in manifest.ledger:
         for run in decode_ledger(download(store, entry.object), entry.object.key):
-            if run.reason is not None and (run.verdict == "reject" or run.partial):
+            if run.reason is not None and (run.rejects or run.partial):
                 counts[run.reason] += run.items
     return counts

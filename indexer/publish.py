@@ -108,7 +108,7 @@ class Publisher:
         for item in decoded.items:
             row = item.row
             if row.offset == offset and row.op in _CHANGES and not is_rejection(row):
-                item.row = rejected_row(self.collection, row, "too_large")
+                item.row = rejected_row(row, "too_large", self.collection.on_reject)
                 rejections.append(Rejection(record, row.item, "too_large", message))
         decoded.rejections = sorted(rejections, key=lambda rejection: (rejection.record.offset, rejection.item))
         return [item.row for item in decoded.items if item.row.offset == offset]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.collection import CollectionRecord
 from contracts.log import LogRecord
 from contracts.media_item import RejectedItem
 from contracts.vectors_batch import BatchItem
@@ -77,12 +76,12 @@ class DecodedSlice:
     rejections: list[Rejection] = field(default_factory=list)
 
 
-def rejected_row(collection: CollectionRecord, item: RejectedItem | BatchItem, reason: str) -> BatchItem:
+def rejected_row(item: RejectedItem | BatchItem, reason: str, on_reject: str) -> BatchItem:
     """Row of a rejected item: ``reject``; or, where the collection removes what a rejected update meant, a ``delete`` with a reason.
 
     An id that belongs elsewhere, or a replay that claims a false origin, never removes anything.
     """
-    removes = collection.on_reject == "remove" and item.id is not None and reason not in KEEPING_REASONS
+    removes = on_reject == "remove" and item.id is not None and reason not in KEEPING_REASONS
     origin = item.origin_offset, item.origin_item
     return BatchItem(item.offset, item.item, "delete" if removes else "reject", item.id, *origin, reason=reason, produced_at_us=item.produced_at_us)
 

@@ -14,11 +14,13 @@ from contracts.log import TopicSpec
 from contracts.media_record import ARROW_TYPE
 from contracts.partitioner import partition_of
 from indexer.build_worker import BuildWorker
+from indexer.dead_letter_states import LetterFilter, list_letters
 from indexer.embed_worker import EmbedWorker
-from tests.encoders import colour_fields
+from indexer.replay import plan_replay, replay
+from tests.encoders import ColourEncoder, colour_fields
 from tests.indexer.conftest import DIMENSION, eventually, make_collection, produce, running, vector_of
 from tests.indexer.stored import read_partition
-from tests.indexer.test_claim_check_path import index_all, send
+from tests.indexer.test_claim_check_path import index_all, send, store_payload
 from tests.indexer.test_picture_path import jpeg
 
 RED, BROKEN = jpeg((250, 10, 10)), jpeg((0, 0, 250))[:150]
@@ -117,3 +119,25 @@ def test_a_collection_of_notifications_that_could_not_work_is_refused_with_a_hin
     engines.log.create_topic(TopicSpec("drops", 1, -1))
     with pytest.raises(SettingsError, match="--"):
         pictures(engines, **({"source_topic": "drops", "notifications": True} | options))
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_an_update_that_removed_its_row_is_still_dead_and_its_replay_brings_the_item_back(engines: Engines, committed: bool) -> None:
+    collection = pictures(engines, on_reject="remove")
+    ref = store_payload(engines, collection, RED)
+    engines.store.delete(str(ref["key"]))
+    send(engines, collection, b"cat", RED, content_type="image/jpeg", hw_caption="old")
+    send(engines, collection, b"cat", b"", content_type="image/jpeg", hw_payload_ref=json.dumps(ref))
+    if committed:
+        assert index_all(engines, collection, 2).live == {}
+    else:
+        with running(EmbedWorker(engines, collection, collection.index(), ColourEncoder()).run):
+            eventually(lambda: [one.state for one in list_letters(engines, collection, collection.index(), LetterFilter())] == ["dead"])
+    [listed] = list_letters(engines, collection, collection.index(), LetterFilter())
+    assert (listed.state, listed.dead_items) == ("dead", [0])
+    store_payload(engines, collection, RED)
+    replay(engines, collection, plan_replay([listed]).letters, lambda done: None)
+    stored = index_all(engines, collection, 3)
+    assert stored.live == {"cat": (2, 0)} and stored.texts == {"cat": None}
+    [listed] = list_letters(engines, collection, collection.index(), LetterFilter())
+    assert listed.state == "replayed"
