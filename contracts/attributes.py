@@ -104,6 +104,8 @@ def _float(value: Any) -> Any:
 def _datetime(value: Any) -> Any:
     if isinstance(value, str):
         return parse_time(value)
+    if isinstance(value, datetime):  # of an Arrow struct
+        return parse_time(value.isoformat())
     stamp = round(_float(value) * 1_000_000) if abs(_float(value)) < 1e12 else MAX_TIME_US + 1
     if not MIN_TIME_US <= stamp <= MAX_TIME_US:
         raise ValueError("not a time in seconds since 1970, between the years 1 and 9999")
@@ -159,9 +161,22 @@ def coerce_all(values: Mapping[str, Any], schema: Mapping[str, str]) -> dict[str
             out[name] = coerce(values.get(name), kind)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"attribute {name} ({kind}): {error}") from None
-    rest = {name: value for name, value in values.items() if name not in schema}
-    out[EXTRA] = canonical_json.dump(rest).decode("utf-8") if rest else None
+    out[EXTRA] = _extra({name: value for name, value in values.items() if name not in schema})
     return out
+
+
+def _extra(rest: Mapping[str, Any]) -> str | None:
+    """Canonical JSON of undeclared attributes; ValueError where Arrow brought what JSON cannot hold."""
+    written: list[bytes] = []
+    for name, value in sorted(rest.items()):
+        try:
+            written.append(canonical_json.dump(name) + b":" + canonical_json.dump(_show(value)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"attribute {name[:80]}: {error}") from None
+    size = sum(map(len, written)) + len(written) + 1
+    if size > MAX_ATTRIBUTES_BYTES:
+        raise ValueError(f"the undeclared attributes are {size} bytes of JSON, more than {MAX_ATTRIBUTES_BYTES}")
+    return f"{{{b','.join(written).decode('utf-8')}}}" if written else None
 
 
 def to_json(stored: Mapping[str, Any] | None, schema: Mapping[str, str]) -> dict[str, Any]:
@@ -177,4 +192,6 @@ def to_json(stored: Mapping[str, Any] | None, schema: Mapping[str, str]) -> dict
 
 
 def _show(value: Any) -> Any:
-    return value.astimezone(UTC).isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
+    if not isinstance(value, datetime):
+        return value
+    return (value if value.tzinfo is None else value.astimezone(UTC)).isoformat().replace("+00:00", "Z")

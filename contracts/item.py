@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,16 @@ def version_order(offset: int, item: int, origin_offset: int | None = None, orig
     if origin_offset is None:
         return VersionOrder(offset, item, offset, item)
     return VersionOrder(origin_offset, origin_item or 0, offset, item)
+
+
+def id_text(value: Any) -> str | None:
+    """An id as the text that it is stored as: strings as they are, whole numbers in decimal, UUIDs in lower case with hyphens; None for all else.
+
+    The number 5 and the string "5" are one id: a Kafka key is bytes and cannot tell them apart.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | UUID):
+        return None
+    return str(value)
 
 
 def id_hash(item_id: str) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 from contracts import canonical_json
 from contracts.collection import CollectionRecord
 from contracts.errors import RecordError
+from contracts.item import id_text
 from contracts.log import LogRecord
 from contracts.media_item import TEXT_TYPE, MediaPart, utf8
 from contracts.payload_ref import parse_payload_ref
@@ -138,14 +139,14 @@ def _with_parts(value: bytes, collection: CollectionRecord) -> Envelope:
     _refuse_unknown(found, _PARTS_MEMBERS, "the record")
     if len(found["parts"]) > MAX_PARTS:
         raise RecordError("too_many_parts", f"{len(found['parts'])} parts in one record, more than {MAX_PARTS}")
-    own_id = found.get("id")
-    if own_id is not None and (isinstance(own_id, bool) or not isinstance(own_id, str | int)):
-        raise RecordError("bad_id", "the id is not a string")
+    own_id = id_text(found.get("id"))
+    if own_id is None and found.get("id") is not None:
+        raise RecordError("bad_id", "the id is neither a string nor a whole number")
     if own_id == "":
         raise RecordError("bad_id", "the id is empty; leave it out to take the key")
     return Envelope(
         parts=[_part(part, number, collection) for number, part in enumerate(found["parts"])],
-        own_id=None if own_id is None else str(own_id),
+        own_id=own_id,
         attributes=_member(found, "attributes"),
         acl=_member(found, "acl"),
         time=_member(found, "time"),

@@ -21,7 +21,7 @@ from contracts import canonical_json
 from contracts.attributes import MAX_ATTRIBUTES_BYTES
 from contracts.collection import CollectionRecord
 from contracts.errors import RecordError
-from contracts.item import MAX_ID_BYTES
+from contracts.item import MAX_ID_BYTES, id_text
 from contracts.log import LogRecord
 from contracts.payload_ref import PayloadRef
 
@@ -174,7 +174,7 @@ def json_path(value: Any, path: str) -> str | None:
     """String or whole number, as a string, under a path of member names with dots between them; None where there is none."""
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    return id_text(value)
 
 
 def checked_text(text: str, limits: RecordLimits) -> str:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from contracts import canonical_json
 from contracts.arrow_bounds import check_cells, check_columns, check_expansion
-from contracts.attributes import MAX_TIME_US, MIN_TIME_US, coerce_all
+from contracts.attributes import MAX_ATTRIBUTES_BYTES, MAX_TIME_US, MIN_TIME_US, coerce_all
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.errors import RecordError
+from contracts.item import id_text
 from contracts.log import LogRecord
 from contracts.media_item import MediaItem, RecordLimits, RejectedItem, check_id, checked_text, coerced_attributes, default_id, produced_at
 
@@ -95,7 +96,7 @@ class _Table:
         if not any(column is not None for column in self._columns.values()):
             names = ", ".join(field.name for field in fields) or "it has none"
             raise RecordError("bad_vector", f"no column named after a vector field of the collection ({names})")
-        self._payload = {name: table.column(name).to_pylist() for name in _PAYLOAD if name in table.column_names}
+        self._payload = {name: _values(table.column(name)) for name in _PAYLOAD if name in table.column_names}
         self._times = _times(table)
 
     def item(self, record: LogRecord, row: int, at: int, limits: RecordLimits, produced_at_us: int) -> MediaItem | RejectedItem:
@@ -135,6 +136,33 @@ def _open_stream(value: bytes, limits: RecordLimits) -> tuple[pa.Schema, list[pa
     return reader.schema, batches
 
 
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Python's own values; `_UNREADABLE` where it has none, such as a time in the year 300000."""
+    try:
+        if pa.types.is_struct(column.type) and any(
+            map(_has_nanoseconds, column.type)
+        ):  # pandas writes no other times; Python has none finer than 1 us
+            column = column.cast(pa.struct([_in_microseconds(child) for child in column.type]), safe=False)
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (pa.ArrowException, ValueError, OverflowError):
+        return [_value(one) for one in column]
+
+
+def _has_nanoseconds(child: pa.Field) -> bool:
+    return bool(pa.types.is_timestamp(child.type) and child.type.unit == "ns")
+
+
+def _in_microseconds(child: pa.Field) -> pa.Field:
+    return child.with_type(pa.timestamp("us", child.type.tz)) if _has_nanoseconds(child) else child
+
+
+def _value(one: pa.Scalar) -> Any:
+    try:
+        return one.as_py()
+    except (pa.ArrowException, ValueError, OverflowError):
+        return _UNREADABLE
+
+
 def _times(table: pa.Table) -> list[int | None] | None:
     if "time" not in table.column_names:
         return None
@@ -152,6 +180,7 @@ def _row_time(time_us: int | None, row: int, otherwise_us: int) -> int:
     return time_us
 
 
+_UNREADABLE = object()
 _Column = tuple[NDArray[np.float32], NDArray[np.int8]]
 _LISTS = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
 _NULL, _ZERO = 1, 3
@@ -222,9 +251,9 @@ def _row_item(
     limits: RecordLimits,
     produced_at_us: int,
 ) -> MediaItem:
-    item_id, text, acl = payload.get("id"), payload.get("text"), payload.get("acl")
-    if item_id is not None and (isinstance(item_id, bool) or not isinstance(item_id, str | int)):
-        raise RecordError("bad_id", f"the id of row {row} is not a string")
+    item_id, text, acl = id_text(payload.get("id")), payload.get("text"), payload.get("acl")
+    if item_id is None and payload.get("id") is not None:
+        raise RecordError("bad_id", f"the id of row {row} is neither a string nor a whole number nor a UUID")
     if text is not None and not isinstance(text, str):
         raise RecordError("bad_text", f"the text of row {row} is not a string")
     if acl is not None and not (isinstance(acl, list) and all(isinstance(entry, str) for entry in acl)):
@@ -232,7 +261,7 @@ def _row_item(
     return MediaItem(
         offset=record.offset,
         item=row,
-        id=check_id(default_id(record, row) if item_id is None else str(item_id)),
+        id=check_id(default_id(record, row) if item_id is None else item_id),
         produced_at_us=produced_at_us,
         event_time_us=produced_at_us,
         text=None if text is None else checked_text(text, limits),
@@ -247,7 +276,7 @@ def _row_attributes(value: Any, collection: CollectionRecord) -> dict[str, Any]:
         return coerce_all({}, collection.attributes)
     if isinstance(value, str):
         try:
-            value = canonical_json.load(value)
+            value = canonical_json.load(value.encode("utf-8", "surrogatepass"), MAX_ATTRIBUTES_BYTES)
         except ValueError as error:
             raise RecordError("bad_attributes", f"attributes: {error}") from None
     return coerced_attributes(value, collection)
@@ -255,8 +284,8 @@ def _row_attributes(value: Any, collection: CollectionRecord) -> dict[str, Any]:
 
 def _shown_id(payload: Mapping[str, Any]) -> str | None:
     """The row's id where it is one: what a rejection may name, and remove."""
-    value = payload.get("id")
+    value = id_text(payload.get("id"))
     try:
-        return check_id(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
+        return None if value is None else check_id(value)
     except RecordError:
         return None

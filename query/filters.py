@@ -1,7 +1,8 @@
 """Filters: from JSON to a typed tree, and from the tree to a mask over a part's rows.
 
 In this version a filter is ``{"must": [{"key": K, "match": {"value": V}}, ...]}`` (Qdrant's shape): every condition holds, and a condition is
-equality, or membership where the attribute is an array. Declared attributes are compared by their type, undeclared ones as JSON values.
+equality, or membership where the attribute is an array. Declared attributes are compared by their type, places by both numbers, undeclared ones as
+JSON values.
 
 Takes: the filter of a request, a schema, parts. Gives: masks. Owns: what a filter means. Never: ignores a form that it does not know.
 """
@@ -23,7 +24,7 @@ from contracts.errors import SettingsError
 from query.parts import Part
 
 MAX_CONDITIONS = 64
-_FORMS = 'this version knows {"must": [{"key": "NAME", "match": {"value": VALUE}}]}, with VALUE a string, number or true/false'
+_FORMS = 'this version knows {"must": [{"key": "NAME", "match": {"value": VALUE}}]}, with VALUE a string, number, true/false, or {"lat", "lon"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +67,12 @@ def _match(raw: Any, schema: Mapping[str, str]) -> Match:
     if not isinstance(raw["match"], Mapping) or set(raw["match"]) != {"value"}:
         raise _unknown(f"the match of key {raw['key'][:60]!r}")
     key, value = raw["key"], raw["match"]["value"]
-    if not isinstance(value, str | int | float | bool):
-        raise _unknown(f"the value of key {key[:60]!r}")
     kind = schema.get(key)
+    is_place = kind is not None and kind.removesuffix("[]") == "geo"
+    if not isinstance(value, Mapping if is_place else str | int | float | bool):
+        raise _unknown(f"the value of key {key[:60]!r}")
     if kind is None:
         return Match(key, value, None)
-    if kind.startswith("geo"):
-        raise _unknown(f"equality of the place {key!r}")
     try:
         return Match(key, typed.coerce(value, kind.removesuffix("[]")), kind)
     except (ValueError, OverflowError) as error:
@@ -100,13 +100,18 @@ def _holds(match: Match, batch: pa.RecordBatch, eligible: NDArray[np.bool_]) -> 
     if match.kind is None:
         return _extra_holds(match, pc.struct_field(column, typed.EXTRA), eligible)
     values = pc.struct_field(column, match.key)
-    wanted = pa.scalar(match.value, typed.ARROW_TYPES[match.kind.removesuffix("[]")])
     if not match.kind.endswith("[]"):
-        return np.asarray(pc.equal(values, wanted).fill_null(False))
-    hit = np.asarray(pc.equal(pc.list_flatten(values), wanted).fill_null(False))
+        return _equal(values, match.value)
+    hit = _equal(pc.list_flatten(values), match.value)
     mask = np.zeros(batch.num_rows, np.bool_)
     mask[np.asarray(pc.list_parent_indices(values))[hit]] = True
     return mask
+
+
+def _equal(values: pa.Array, wanted: Any) -> NDArray[np.bool_]:
+    if isinstance(wanted, Mapping):
+        return np.logical_and(*(_equal(pc.struct_field(values, name), wanted[name]) for name in ("lat", "lon")))
+    return np.asarray(pc.equal(values, pa.scalar(wanted, values.type)).fill_null(False))
 
 
 def _extra_holds(match: Match, extra: pa.Array, eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:

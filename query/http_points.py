@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from contracts.engines import Engines
 from contracts.errors import HeadwaterError, SettingsError
@@ -33,6 +34,15 @@ MEDIA_HEADERS = NO_SNIFF | {
 PREFIX = "/collections/{collection}/points"
 Work = Callable[[CollectionSnapshot], Answer | Response]
 CollectionName = Annotated[str, Path(max_length=200)]
+
+
+class _AnyText(PathConvertor):
+    """Starlette's `path` stops at a line break, which an id may hold."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("any_text", _AnyText())
 
 
 class PointRoutes:
@@ -65,7 +75,7 @@ class PointRoutes:
             router.add_api_route(PREFIX + path, handler, methods=["POST"], openapi_extra=_body_of(model), response_class=Response)
         for action in ("/media", "/thumbnail", "/lineage", ""):
             router.add_api_route(
-                PREFIX + "/{item_id:path}" + action,
+                PREFIX + "/{item_id:any_text}" + action,
                 self.point,
                 methods=["GET"],
                 response_class=Response,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from contracts.collection import FieldRecord, IndexRecord
 from contracts.encoder import Encoder
 from contracts.errors import HeadwaterError, NotFoundError, RecordError, SettingsError
+from contracts.item import id_text
 from contracts.settings import Settings
 from embedding.decode_pool import DecodePool
 from embedding.fields import fuse
@@ -68,8 +69,8 @@ def parse_query(raw: Any) -> Wanted | None:
         raw = raw["nearest"]
     if raw is None:
         return None
-    if isinstance(raw, str) or (isinstance(raw, int) and not isinstance(raw, bool)):
-        return ByPoint(str(raw))
+    if (item_id := id_text(raw)) is not None:
+        return ByPoint(item_id)
     if isinstance(raw, list) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in raw):
         return ByVector(tuple(raw))
     if isinstance(raw, Mapping) and raw and set(raw) <= {"text", "image"} and all(isinstance(value, str) for value in raw.values()):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -104,10 +107,48 @@ def test_a_column_of_another_width_rejects_every_row() -> None:
 @pytest.mark.parametrize(("expected", "columns"), [
     ("bad_id", {"id": [True, False]}), ("bad_id", {"id": [1.5, 2.5]}), ("bad_text", {"text": [1, 2]}), ("bad_acl", {"acl": ["all", "some"]}),
     ("bad_acl", {"acl": [1, 2]}), ("bad_acl", {"acl": [[1], [2]]}), ("bad_attributes", {"attributes": [1, 2]}),
-    ("bad_attributes", {"attributes": [{"when": datetime(2026, 1, 1, tzinfo=UTC)}] * 2}),
+    ("bad_attributes", {"attributes": [{"sum": Decimal("1.5")}] * 2}), ("bad_attributes", {"attributes": [{"raw": b"x"}] * 2}),
+    ("bad_attributes", {"attributes": [{"price": "cheap"}] * 2}), ("bad_attributes", {"attributes": [json.dumps({"x": "y" * 262_144})] * 2}),
+    ("bad_attributes", {"attributes": [{"x": "y" * 262_144}] * 2}),
+    ("bad_id", {"id": pa.array([b"0123456789abcdef"] * 2, pa.binary(16))}),
 ])  # fmt: skip
 def test_a_payload_column_of_another_type_rejects_its_rows(expected: str, columns: dict[str, Any]) -> None:
     assert reasons({"image": VECTORS, **columns}) == [expected, expected]
+
+
+FAR = pa.array([0, 2**60]).view(pa.timestamp("s", "UTC"))
+
+
+@pytest.mark.parametrize(("expected", "columns"), [
+    ("bad_id", {"id": FAR}), ("bad_text", {"text": FAR}), ("bad_acl", {"acl": FAR}), ("bad_attributes", {"attributes": FAR}),
+    ("bad_attributes", {"attributes": pa.StructArray.from_arrays([FAR], ["when"])}),
+])  # fmt: skip
+def test_a_value_that_python_cannot_hold_rejects_its_row_and_never_raises(expected: str, columns: dict[str, Any]) -> None:
+    found = reasons({"image": VECTORS, **columns})
+    assert found[1] == expected
+
+
+@pytest.mark.parametrize(("ids", "texts"), [
+    (pa.array([5, 2**64 - 1], pa.uint64()), ["5", "18446744073709551615"]), (pa.array([-5, 7], pa.int8()), ["-5", "7"]),
+    (pa.array([UUID(int=1).bytes, UUID(int=2).bytes], pa.uuid()), [str(UUID(int=1)), str(UUID(int=2))]),
+    (pa.array(["a", "ü/#?"], pa.large_utf8()), ["a", "ü/#?"]),
+    (pa.array(["x" * 512, "ü" * 256]), ["x" * 512, "ü" * 256]),
+])  # fmt: skip
+def test_ids_of_every_sensible_column_become_text(ids: pa.Array, texts: list[str]) -> None:
+    assert [one.id for one in read(stream({"image": VECTORS, "id": ids}))] == texts
+
+
+def test_times_of_a_struct_are_read_with_and_without_a_declared_type_and_in_nanoseconds() -> None:
+    when = [1_795_392_000_000_001_000, None]
+    columns = {name: pa.array(when, pa.timestamp("ns", zone)) for name, zone in (("taken", "Europe/Berlin"), ("seen", "UTC"), ("local", None))}
+    rows = {"image": VECTORS, "attributes": pa.StructArray.from_arrays(list(columns.values()), list(columns))}
+    first, second = read(stream(rows), collection(field("image", 2, "float16"), attributes={"taken": "datetime"}))
+    assert isinstance(first, MediaItem) and isinstance(second, MediaItem)
+    assert first.attributes == {
+        "taken": 1_795_392_000_000_001,
+        "extra": '{"local":"2026-11-23T00:00:00.000001","seen":"2026-11-23T00:00:00.000001Z"}',
+    }
+    assert second.attributes == {"taken": None, "extra": '{"local":null,"seen":null}'}
 
 
 def test_rows_of_several_batches_count_together() -> None:

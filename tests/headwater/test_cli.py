@@ -16,6 +16,7 @@ import pytest
 import typer
 from rich.console import Console
 
+from contracts.attributes import ARROW_TYPES
 from headwater import __version__
 from headwater.cli import app
 from headwater.cli_collection import seconds
@@ -52,6 +53,19 @@ def test_every_command_explains_itself_and_each_of_its_options(headwater: Headwa
     assert command.help
     for parameter in command.params:
         assert getattr(parameter, "help", None), f"{' '.join(path)}: {parameter.name} has no help"
+
+
+def test_a_collection_declares_attributes_of_every_type_and_a_retention(headwater: Headwater) -> None:
+    kinds = {f"{kind}{'s' if suffix else ''}": kind + suffix for kind in ARROW_TYPES for suffix in ("", "[]")}
+    declared = [part for name, kind in kinds.items() for part in ("--attribute", f"{name}:{kind}")]
+    ended = headwater("collection", "create", "typed", "--vector", "own:4", "--retention", "90d", "--json", *declared)
+    record = json.loads(ended.out)
+    assert (record["attributes"], record["retention_seconds"]) == (kinds, 90 * 86400)
+    for wrong in ("a:money", "a", ":keyword", "extra:keyword", "a:keyword[][]", "a b:keyword"):
+        ended = headwater("collection", "create", "other", "--vector", "own:4", "--attribute", wrong)
+        assert ended.code == 2 and ended.err.strip() and "Traceback" not in ended.err, wrong
+    for wrong in ("0d", "90", "1y", "-1d"):
+        assert headwater("collection", "create", "other", "--vector", "own:4", f"--retention={wrong}").code == 2
 
 
 def test_the_version_is_the_distributions(headwater: Headwater) -> None:

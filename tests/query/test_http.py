@@ -130,7 +130,8 @@ def test_a_scan_over_several_pages_reads_the_snapshot_of_its_first(served: Serve
 
 
 @pytest.mark.parametrize(
-    "hostile", ["t/0/5/0", "a/media", "x/lineage", "<img src=x onerror=alert(1)>", "ä\u2028\"'\\", "a b?c#d%2F&e=f", "..%2f..", "\U0001f600" * 20]
+    "hostile",
+    ["t/0/5/0", "a/media", "x/lineage", "<img src=x onerror=alert(1)>", "ä\u2028\"'\\", "a b?c#d%2F&e=f", "..%2f..", "\U0001f600" * 20, "a\nb/c\r\n"],
 )
 def test_hostile_ids_come_back_as_they_are(served: Served, hostile: str) -> None:
     served.made.put(hostile, text="words")

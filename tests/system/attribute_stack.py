@@ -15,6 +15,7 @@ from backends.catalog.admin import CollectionRequest, create_collection
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.encoder import Encoder
 from contracts.engines import Engines
+from embedding.decode_pool import DecodePool
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
 from ingest.producer import MediaProducer
@@ -73,9 +74,13 @@ def stack(fields: list[FieldRecord], encoder: Encoder | None = None, **request: 
     engines = engines_for_test(seal_seconds=0.1, embed_watchdog_seconds=0.5)
     record = create_collection(engines, CollectionRequest("things", fields, 1, **request))
     collections = Collections(engines)
-    embed = EmbedWorker(engines, record, record.index(), encoder)
-    with ThreadPoolExecutor(2) as pool, MediaProducer(engines.log, record, engines.settings) as producer, running(embed.run):
-        app = build_app(engines, collections, Pipeline(engines), pool)
+    with (
+        ThreadPoolExecutor(2) as pool,
+        DecodePool(engines.settings) as decoding,
+        MediaProducer(engines.log, record, engines.settings) as producer,
+        running(EmbedWorker(engines, record, record.index(), encoder, decoding).run),
+    ):
+        app = build_app(engines, collections, Pipeline(engines, decoding), pool)
         collections.refresh()
         with TestClient(app) as client:
             eventually(lambda: collections.ready)
