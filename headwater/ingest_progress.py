@@ -105,7 +105,7 @@ class RejectsFile(AbstractContextManager["RejectsFile"]):
     def add(self, rejected: RejectedInput) -> None:
         """Write one."""
         if self._file is not None:
-            self._file.write(json.dumps({"name": rejected.name, "reason": rejected.reason, "message": rejected.message}) + "\n")
+            self._file.write(json.dumps(_reject_json(rejected), ensure_ascii=False) + "\n")
             self._file.flush()
 
 
@@ -136,6 +136,12 @@ def _few(lines: list[str], most: int = 10) -> list[str]:
     return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])
 
 
+def _reject_json(rejected: RejectedInput) -> dict[str, str]:
+    """A file's name may hold bytes that are no UTF-8: they are shown as escapes."""
+    name, message = (text.encode("utf-8", "backslashreplace").decode() for text in (rejected.name, rejected.message))
+    return {"name": name, "reason": rejected.reason, "message": message}
+
+
 def _as_json(report: IngestReport, collection: str) -> dict[str, Any]:
     return {
         "collection": collection,
@@ -145,7 +151,7 @@ def _as_json(report: IngestReport, collection: str) -> dict[str, Any]:
         "deleted": report.deleted,
         "not_acknowledged": report.not_acknowledged,
         "rejected": dict(report.rejected),
-        "first_rejected": [{"name": one.name, "reason": one.reason, "message": one.message} for one in report.first_rejected],
+        "first_rejected": [_reject_json(one) for one in report.first_rejected],
         "earlier": {"items": report.earlier.items, "size_bytes": report.earlier.size_bytes, "rejected": report.earlier.rejected},
         "unused_captions": report.unused_captions,
         "other_files": report.other_files,

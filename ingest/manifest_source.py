@@ -51,15 +51,20 @@ class ManifestUnit:
 
     def read(self, skip: int) -> Iterator[InputItem | RejectedInput]:
         """Items of the rows from the `skip`-th on."""
-        for number, (name, row) in enumerate(self._rows()):
-            if number < skip:
-                continue
-            try:
-                if isinstance(row, InputError):
-                    raise row
-                yield item_of_row(row, name, self.rules, self.root, is_text=self.kind == CSV)
-            except InputError as error:
-                yield RejectedInput(name, error.reason, error.message)
+        try:
+            for number, (name, row) in enumerate(self._rows()):
+                if number >= skip:
+                    yield self._entry(name, row)
+        except OSError as error:
+            yield RejectedInput(str(self.path), "unreadable", f"cannot be read any further: {error.strerror}")
+
+    def _entry(self, name: str, row: Mapping[str, Any] | InputError) -> InputItem | RejectedInput:
+        try:
+            if isinstance(row, InputError):
+                raise row
+            return item_of_row(row, name, self.rules, self.root, is_text=self.kind == CSV)
+        except InputError as error:
+            return RejectedInput(name, error.reason, error.message)
 
     def read_bytes(self) -> int:
         """Bytes of the manifest that are read so far."""

@@ -107,6 +107,17 @@ def test_every_kind_of_input_in_one_command_is_counted_and_the_rejects_are_named
     assert "rejected bad_row: m.csv:4: 1 columns, not 3" in shown.err
 
 
+def test_a_file_name_that_is_no_text_is_rejected_and_can_be_shown(headwater: Headwater, workplace: Path) -> None:
+    create(headwater)
+    (workplace / "media").mkdir()
+    (workplace / "media" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(JPEG)
+    ended = headwater("ingest", "media", "-c", "vecs", "--json", "--rejects", "rejects.jsonl")
+    (rejected,) = json.loads(ended.out)["first_rejected"]
+    assert (ended.code, rejected["name"], rejected["reason"]) == (1, "media/caf\\udce9.jpg", "bad_id")
+    assert json.loads((workplace / "rejects.jsonl").read_text()) == rejected
+    assert headwater("ingest", "media", "-c", "vecs").code == 1
+
+
 def test_records_come_through_a_pipe(headwater: Headwater, workplace: Path) -> None:
     create(headwater)
     running = process("-", "-c", "vecs", "--json")

@@ -61,13 +61,14 @@ def test_what_is_sent_from_coroutines_can_be_read_from_the_media_topic(engines: 
             position = await (await producer.send_picture("a", b"\xff\xd8\xff1", "image/jpeg", caption="one", attributes={"year": 2026}))
             await producer.send_text("b", "hello", acl=["x"])
             await producer.delete("c")
+            await producer.patch("f", {"year": 2027})
             await asyncio.gather(*(await producer.send_vectors(["d", "e"], {"v": np.ones((2, 4), np.float32)}, texts=["t", None])))
             assert producer.next_offsets[position.partition] >= position.offset + 1
             return position
 
     position = asyncio.run(send())
     items = {item.id: item for record in stored(collection) for item in read_media_record(record, collection, RecordLimits())}
-    assert set(items) == {"a", "b", "c", "d", "e"}
+    assert set(items) == {"a", "b", "c", "d", "e", "f"}
     first = items["a"]
     assert isinstance(first, MediaItem)
     assert (first.text, first.picture, position.offset) == ("one", b"\xff\xd8\xff1", first.offset)
