@@ -54,6 +54,8 @@ class Acknowledgements:
         self.in_flight = 0
         self.failed = 0
         self.acknowledged = 0
+        self.items = 0
+        self.size_bytes = 0
         self.first_error: BaseException | None = None
 
     def wait_for_room(self, timeout_seconds: float) -> bool:
@@ -75,8 +77,9 @@ class Acknowledgements:
                     self.acknowledged += 1
                     waiting[0] -= 1
                     if waiting[0] == 0:
-                        progress.totals.items += len(entries)
-                        progress.totals.size_bytes += size_bytes
+                        for totals in (progress.totals, self):
+                            totals.items += len(entries)
+                            totals.size_bytes += size_bytes
                         self._settle(progress, entries)
                 else:
                     self.failed += 1

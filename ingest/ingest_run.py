@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ JOURNAL_SECONDS = 0.25
 JOURNAL_RECORDS = 1000
 """After a kill, at most the records in flight and those acknowledged since the journal was last written are sent again."""
 
+MAX_OPEN_JOURNALS = 64
 SHOWN_PER_REASON = 5
 _ROWS_BYTES = MEBIBYTE  # of rows with own vectors that share a record
 _CALLBACK_SECONDS = 5.0
@@ -101,33 +102,37 @@ class IngestRun:
         self._stop = stop or threading.Event()
         self._sent = Acknowledgements(MAX_IN_FLIGHT_RECORDS)
         self._states: list[SourceState] = []
+        self._closed: list[Journal] = []
         self._rows: list[tuple[int, InputItem]] = []
         self._rows_bytes = 0
         self._passed_bytes = 0
         self._written_at, self._written_records = time.monotonic(), 0
 
-    def open(self, sources: Sequence[InputSource], folder: Path | None, *, restart: bool = False, remembers: bool = False) -> list[SourceState]:
-        """Open the journals of the sources, below `folder`; without a folder nothing is resumed.
+    def open(self, source: InputSource, folder: Path | None, *, restart: bool = False, remembers: bool = False) -> SourceState:
+        """Open the journal of a source, below `folder`; without a folder nothing is resumed.
 
         Raises
         ------
         SettingsError
-            Another process ingests one of them, or a journal cannot be written.
+            Another process ingests it, or the journal cannot be written.
         """
-        with ExitStack() as stack:
-            for source in sources:
-                journal = None
-                if folder is not None and source.identity:
-                    journal = Journal.of(folder, source.identity, self._producer.collection, restart=restart, remembers=remembers)
-                    stack.callback(journal.close)
-                self._states.append(SourceState(source, journal))
-            stack.pop_all()
-        for state in self._states:
-            self.report.earlier.items += state.totals.items
-            self.report.earlier.size_bytes += state.totals.size_bytes
-            for reason, count in state.totals.rejected.items():
-                self.report.earlier.rejected[reason] = self.report.earlier.rejected.get(reason, 0) + count
-        return self._states
+        journal = None
+        if folder is not None and source.identity:
+            journal = Journal.of(folder, source.identity, self._producer.collection, restart=restart, remembers=remembers)
+        state = SourceState(source, journal)
+        self._states.append(state)
+        earlier = self.report.earlier
+        earlier.items += state.totals.items
+        earlier.size_bytes += state.totals.size_bytes
+        for reason, count in state.totals.rejected.items():
+            earlier.rejected[reason] = earlier.rejected.get(reason, 0) + count
+        return state
+
+    def release(self) -> None:
+        """Where many journals are open, wait until their sources are acknowledged and close them: a process has only so many files."""
+        if len(self._states) >= MAX_OPEN_JOURNALS:
+            self.finish()
+            self.close(is_finished=False)
 
     def send_unit(self, unit: InputUnit, state: SourceState) -> None:
         """Send what of a unit is not done yet.
@@ -251,8 +256,7 @@ class IngestRun:
     def count(self) -> None:
         """Bring the report up to what is acknowledged now."""
         self.report.records = self._sent.acknowledged
-        self.report.items = sum(state.totals.items for state in self._states) - self.report.earlier.items
-        self.report.size_bytes = sum(state.totals.size_bytes for state in self._states) - self.report.earlier.size_bytes
+        self.report.items, self.report.size_bytes = self._sent.items, self._sent.size_bytes
         self.report.not_acknowledged = self._sent.failed + self._sent.in_flight
         self.report.next_offsets = self._producer.next_offsets
 
@@ -311,7 +315,12 @@ class IngestRun:
         """Let go of the journals; those of a finished ingest are removed."""
         for state in self._states:
             if state.journal is not None:
-                state.journal.close(is_finished=is_finished)
+                state.journal.close()
+                self._closed.append(state.journal)
+        self._states.clear()
+        if is_finished:
+            for journal in self._closed:
+                journal.remove()
 
 
 def ingest_sources(run: IngestRun, opened: OpenedSources, folder: Path | None = None, *, restart: bool = False) -> IngestReport:
@@ -332,16 +341,19 @@ def ingest_sources(run: IngestRun, opened: OpenedSources, folder: Path | None = 
     ------
     UnavailableError
         The log did not acknowledge everything.
+    SettingsError
+        Another process ingests one of the sources, or the resume state cannot be written.
     """
-    states = run.open(opened.sources, folder, restart=restart)
     is_finished = False
     try:
-        for state in states:
-            for unit in state.source.units():
+        for source in opened.sources:
+            state = run.open(source, folder, restart=restart)
+            for unit in source.units():
                 if isinstance(unit, RejectedInput):
                     run.reject(unit)
                 else:
                     run.send_unit(unit, state)
+            run.release()
         run.report.other_files, run.report.unused_captions = opened.other_files, opened.unused_captions()
         run.finish()
         is_finished = True

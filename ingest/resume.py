@@ -120,14 +120,16 @@ class Journal:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def close(self, *, is_finished: bool = False) -> None:
-        """Let go of the files; a finished ingest leaves none behind."""
+    def close(self) -> None:
+        """Let go of the files; what was written stays."""
         with suppress(OSError):  # what could not be written is sent twice
             self._file.close()
-        if is_finished:
-            self._path.unlink(missing_ok=True)
-            self._path.with_suffix(".lock").unlink(missing_ok=True)
         self._lock.close()
+
+    def remove(self) -> None:
+        """After `close`: the ingest is finished, and leaves nothing behind."""
+        for path in (self._path, self._path.with_suffix(".lock")):
+            path.unlink(missing_ok=True)
 
     def _locked(self) -> IO[str]:
         try:

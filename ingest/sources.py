@@ -136,14 +136,16 @@ def open_sources(paths: Sequence[Path], rules: InputRules, captions: Path | None
     """
     rows = None if captions is None else read_captions(captions)
     sources: list[InputSource] = []
+    identities: set[str] = set()
     for path in paths:
         if path != STDIN and not path.exists():
             raise NotFoundError(f"{path} does not exist", hint="name a folder or a file", code="path_not_found")
         source: FolderSource | FileSource
         source = FolderSource(path, rules, rows) if path.is_dir() else FileSource(path, rules, root, (rows or {}).get(path.name))
         source.check()
-        if any(other.identity == source.identity for other in sources):
+        if source.identity in identities:
             raise SettingsError(f"{path} is named twice", hint="name each path once")
+        identities.add(source.identity)
         sources.append(source)
     _refuse_twins(sources)
     return OpenedSources(sources, captions, rows)

@@ -55,7 +55,7 @@ class Watch:
         self._changing: dict[tuple[int, str], tuple[str, float]] = {}
         self._missing: dict[tuple[int, str], float] = {}
         self._told: set[RejectedInput] = set()
-        self._states = run.open(opened.sources, folder, restart=restart, remembers=True)
+        self._states = [run.open(source, folder, restart=restart, remembers=True) for source in opened.sources]
         for source in opened.folders:
             source.remember_types()
 

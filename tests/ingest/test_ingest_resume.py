@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import random
+import resource
 import threading
 import time
 import tracemalloc
@@ -177,6 +178,27 @@ def test_the_same_source_into_another_collection_begins_at_its_start(
     assert ingest(engines, make_collection("other"), source, state).items == 50
 
 
+def test_more_sources_than_a_process_may_open_files_are_ingested_and_resumed(
+    engines: Engines, collection: CollectionRecord, stored: Stored, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    paths = [tmp_path / f"{number}.jsonl" for number in range(300)]
+    for number, path in enumerate(paths):
+        path.write_text(json.dumps({"id": f"i{number}", "text": "x"}) + "\n")
+    opened = open_sources(paths, InputRules.of(collection, engines.settings))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with pytest.raises(UnavailableError), MediaProducer(FailingLog(engines, 200), collection, engines.settings) as broken:  # type: ignore[arg-type]
+            ingest_sources(IngestRun(broken), opened, tmp_path / "state")
+        with MediaProducer(engines.log, collection, engines.settings) as producer:
+            report = ingest_sources(IngestRun(producer), opened, tmp_path / "state")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (report.earlier.items, report.items) == (200, 100)
+    assert sorted(keys(stored(collection))) == sorted(f"i{number}" for number in range(300))
+    assert not [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+
+
 def test_what_was_not_acknowledged_is_counted_and_named_in_the_error(engines: Engines, collection: CollectionRecord, tmp_path: Path) -> None:
     write_lines(tmp_path / "m.jsonl", 40)
     opened = open_sources([tmp_path / "m.jsonl"], InputRules.of(collection, engines.settings))
@@ -252,7 +274,8 @@ def test_a_long_watchs_journal_does_not_grow_without_end(tmp_path: Path, collect
     journal.close()
     again = Journal.of(tmp_path, "source", collection)
     assert again.done("unit", "stamp 39999") == COMPLETE
-    again.close(is_finished=True)
+    again.close()
+    again.remove()
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
