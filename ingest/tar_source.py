@@ -203,10 +203,10 @@ def _open_tar(path: Path, stack: ExitStack) -> tuple[tarfile.TarFile, BinaryIO]:
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
-    """Key and suffix of a member as WebDataset splits them: the name up to its first dot, and what follows in lower case."""
+    """Key and suffix of a member as WebDataset splits them: the name up to its first dot, and what follows in lower case; no key without both."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, suffix = base.partition(".")
-    return (f"{folder}{slash}{stem}" if stem else ""), suffix.lower()
+    return (f"{folder}{slash}{stem}" if stem and suffix else ""), suffix.lower()
 
 
 def _described(sample: _Sample, rules: InputRules) -> dict[str, Any]:

@@ -90,6 +90,11 @@ def test_samples_become_items_with_all_that_their_members_say(tmp_path: Path, su
     assert sixth.annotations.acl == ["x"]
 
 
+def test_names_that_webdataset_passes_over_are_no_samples(tmp_path: Path) -> None:
+    members = [("__index__", b"x"), ("README", b"x"), (".hidden.txt", b"x"), ("folder/", b""), ("a.txt", b"t"), ("b.", b"x")]
+    assert shape(read(tmp_path / "x.tar", tar_bytes(members))) == ["a"]
+
+
 def test_skipping_samples_gives_the_same_rest(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     everything = shape(read(path, tar_bytes(SAMPLE_MEMBERS)))
