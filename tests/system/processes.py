@@ -108,6 +108,11 @@ class Process:
             return client.ready()
 
     @property
+    def pid(self) -> int:
+        assert self._popen is not None, f"{self.name} does not run"
+        return self._popen.pid
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.variables['HEADWATER_QUERY_PORT']}"
 

