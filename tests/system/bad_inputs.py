@@ -64,7 +64,7 @@ def _blown_up_png() -> bytes:
 
 
 def _gif(frames: int) -> bytes:
-    pictures = [Image.new("P", (32, 32), number % 256) for number in range(frames)]
+    pictures = [Image.new("RGB", (32, 32), (number % 256, number // 256, 90)).quantize(2) for number in range(frames)]
     out = io.BytesIO()
     pictures[0].save(out, "GIF", save_all=True, append_images=pictures[1:], duration=20)
     return out.getvalue()
@@ -95,8 +95,8 @@ def pictures() -> Iterator[BadInput]:
     yield BadInput("empty value, no caption", "pictures", JPEG, b"", "reject", "empty")
     yield BadInput("truncated JPEG", "pictures", JPEG, crow[: len(crow) // 2], "reject", "decode_failed")
     yield BadInput("truncated JPEG, good caption", "pictures", (*JPEG, ("hw_caption", b"a crow")), crow[: len(crow) // 2], "partial", "decode_failed")
-    yield BadInput("text declared as JPEG", "pictures", JPEG, b"I am no picture", "reject", "decode_failed")
-    yield BadInput("EPS renamed .jpg", "pictures", JPEG, EPS, "reject", "decode_failed")
+    yield BadInput("text declared as JPEG", "pictures", JPEG, b"I am no picture", "reject", "unsupported_content_type")
+    yield BadInput("EPS renamed .jpg", "pictures", JPEG, EPS, "reject", "unsupported_content_type")
     yield BadInput("14000 x 14000 PNG header", "pictures", PNG, _png(14_000, 14_000, b""), "reject", "too_many_pixels")
     yield BadInput("GIF of 500 frames", "pictures", (("content-type", b"image/gif"),), _gif(500), "row")
     yield BadInput("PNG that blows up when decoded", "pictures", PNG, _blown_up_png(), "reject", "decode_failed")
