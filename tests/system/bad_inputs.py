@@ -99,7 +99,7 @@ def pictures() -> Iterator[BadInput]:
     yield BadInput("EPS renamed .jpg", "pictures", JPEG, EPS, "reject", "unsupported_content_type")
     yield BadInput("14000 x 14000 PNG header", "pictures", PNG, _png(14_000, 14_000, b""), "reject", "too_many_pixels")
     yield BadInput("GIF of 500 frames", "pictures", (("content-type", b"image/gif"),), _gif(500), "row")
-    yield BadInput("PNG that blows up when decoded", "pictures", PNG, _blown_up_png(), "reject", "decode_failed")
+    yield BadInput("PNG that blows up when decoded", "pictures", PNG, _blown_up_png(), "reject", "decode_memory")
     yield BadInput("unknown content type", "pictures", (("content-type", b"application/pdf"),), b"%PDF-1.7", "reject", "unsupported_content_type")
 
 
