@@ -20,6 +20,7 @@ from bench.frame import Bench, Outcome, Workload
 from bench.machine import ROOT, facts
 from bench.picture import draw, readable
 from bench.results import FILE_NAME, MACHINE, measures, write_results
+from bench.w1_pictures import PicturesToSearchable
 from bench.w1c_encoder import EncoderSpeed
 from bench.w4_time_to_searchable import TimeToSearchable
 from contracts.errors import HeadwaterError
@@ -30,7 +31,7 @@ PICTURE_NAME = "bench.png"
 
 def workloads() -> dict[str, Workload]:
     """All workloads, by name."""
-    made: list[Workload] = [EncoderSpeed(), TimeToSearchable()]
+    made: list[Workload] = [PicturesToSearchable(), EncoderSpeed(), TimeToSearchable()]
     return {workload.name: workload for workload in made}
 
 

@@ -46,6 +46,11 @@ class PictureFeed:
         self._pictures = [((MEDIA / rows[at]["file"]).read_bytes(), rows[at]["caption"]) for at in order]
         self._next = 0
 
+    def next_bytes(self, count: int) -> list[bytes]:
+        """The next pictures as they lie on disk."""
+        begin, self._next = self._next, self._next + count
+        return [self._pictures[at % len(self._pictures)][0] for at in range(begin, begin + count)]
+
     def send(self, producer: MediaProducer, item_id: str) -> Future[RecordPosition]:
         """See `Feed.send`."""
         data, caption = self._pictures[self._next % len(self._pictures)]

@@ -29,6 +29,11 @@ def cli(*arguments: str) -> list[str]:
     return [sys.executable, "-c", _RUN_CLI, *arguments]
 
 
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Command line of one of our modules in this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
 def child_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """Our environment without settings of the caller's, and with these; names are fields of `contracts.settings.Settings`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}  # noqa: TID251 - for other processes
@@ -145,6 +150,13 @@ class BenchProcess:
             self._process.wait(STOP_SECONDS)
             self.check()
         return line.strip()
+
+    def ask(self, line: str) -> str:
+        """Write a line to a talking process, and return the line that it answers."""
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self.read_line()
 
     def finish(self) -> str:
         """Close a talking process's stdin, and return the line that it answers."""

@@ -226,7 +226,7 @@ class HeadwaterClient:
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
-            found = self._freshness_or_nothing(collection)
+            found = self.freshness_or_nothing(collection)
             if found.reached(offsets):
                 return found
             if time.monotonic() >= deadline:
@@ -237,8 +237,8 @@ class HeadwaterClient:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _freshness_or_nothing(self, collection: str) -> Freshness:
-        """A service finds a new collection a moment after it was made: until then it has seen nothing of it."""
+    def freshness_or_nothing(self, collection: str) -> Freshness:
+        """As `freshness`; a service finds a new collection a moment after it was made: until then it has seen nothing of it."""
         try:
             return self.freshness(collection)
         except NotFoundError:
