@@ -5,17 +5,24 @@ Takes: a folder, a seed. Gives: safetensors files. Owns: which architecture. Nev
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
+
+FILE_NAME = "vit-b-32-random.safetensors"
+VIT_B32 = f"open_clip:ViT-B-32/{FILE_NAME}"
+"""Name of the encoder, where `model_dir` is the folder of the file."""
 
 
-def vit_b32_file(folder: Path, seed: int) -> Path:
-    """Write ViT-B-32 of open_clip, fp32, 605 MB."""
+def write_vit_b32(folder: Path, seed: int) -> Any:
+    """Write open_clip's ViT-B-32, fp32, 605 MB; gives the model as open_clip made it."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
-    model = open_clip.create_model("ViT-B-32", pretrained=None)
-    path = folder / "vit-b-32.safetensors"
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
-    return path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = open_clip.create_model("ViT-B-32", pretrained=None).train(False)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / FILE_NAME)
+    return model

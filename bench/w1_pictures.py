@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
-from bench.checkpoints import vit_b32_file
+from bench.checkpoints import VIT_B32, write_vit_b32
 from bench.feeds import PictureFeed
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import abba, percentile, ratio
@@ -28,6 +28,7 @@ from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import UnavailableError
 from contracts.log import TopicSpec
+from contracts.settings import load_settings
 from headwater.client import HeadwaterClient
 from headwater.wiring import encoder_fields, open_engines
 from ingest.records import plain_record
@@ -46,7 +47,7 @@ class Lengths:
 
 
 FULL, QUICK = Lengths(6, 800, 64), Lengths(1, 200, 64)
-MODES = ("lite", "vit_b32")
+ENCODERS = {"lite": "lite", "vit_b32": VIT_B32}
 
 
 class PicturesToSearchable:
@@ -63,10 +64,13 @@ class PicturesToSearchable:
         if stack_values() is None:
             outcome.notes["not measured"] = "no local stack (make stack)"
             return outcome
-        for mode in MODES:
+        for mode in ENCODERS:
             with open_place("kafka") as place:
-                encoder = "lite" if mode == "lite" else f"open_clip:ViT-B-32/{vit_b32_file(place.folder, bench.seed)}"
-                measures, notes = _measure(bench, lengths, place, mode, encoder)
+                place.values = dict(place.values) | {"model_dir": str(place.folder)}
+                place.settings = load_settings(**place.values)
+                if mode == "vit_b32":
+                    write_vit_b32(place.folder, bench.seed)
+                measures, notes = _measure(bench, lengths, place, mode, ENCODERS[mode])
             outcome.modes |= measures
             outcome.notes[mode] = notes
         return outcome
@@ -130,7 +134,7 @@ def _pipeline(engines: Engines, place: Place, encoder: str, pictures: int, first
     """Pictures a second between the moment when the first ones are searchable and the moment when all are."""
     name = f"bench-w1-{uuid4().hex[:9]}"
     with _filled_topic(engines, pictures) as topic, HeadwaterClient(place.url, timeout_seconds=30.0) as client:
-        request = CollectionRequest(name, encoder_fields(encoder, ("image",)), PARTITIONS, source_topic=topic, start="earliest")
+        request = CollectionRequest(name, encoder_fields(encoder, ("image",), place.settings), PARTITIONS, source_topic=topic, start="earliest")
         record = create_collection(engines, request)
         try:
             return _rate(client, record, place, pictures, first_pictures)

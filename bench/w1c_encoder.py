@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.checkpoints import VIT_B32, write_vit_b32
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import abba, percentile, ratio
 from bench.machine import ROOT
@@ -150,14 +150,9 @@ def _vit_b32(settings: Settings, seed: int) -> tuple[Encoder, Callable[[int], En
     """open_clip's ViT-B/32 with random weights, as a file of ours and as open_clip makes it: the speed does not depend on what was learned."""
     import open_clip
     import torch
-    from safetensors.torch import save_file
 
-    torch.manual_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = open_clip.create_model("ViT-B-32", pretrained=None).train(False)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, settings.model_dir / "random.safetensors")
-    encoder = open_encoder("open_clip:ViT-B-32/random.safetensors", settings)
+    model = write_vit_b32(settings.model_dir, seed)
+    encoder = open_encoder(VIT_B32, settings)
     torch.set_num_threads(settings.embed_torch_threads)
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
     deviation = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
