@@ -19,7 +19,7 @@ import typer
 from rich.table import Table
 
 from backends.catalog.collections import CollectionCatalog
-from contracts.attributes import parse_time
+from contracts.attributes import MAX_TIME_US, parse_time
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, SettingsError
@@ -159,7 +159,7 @@ def _letters_table(listed: Sequence[ListedLetter]) -> Table:
 
 
 def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(max(0, milliseconds) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return datetime.fromtimestamp(min(max(0, milliseconds), MAX_TIME_US // 1000) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _as_json(one: ListedLetter) -> dict[str, Any]:

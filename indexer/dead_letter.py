@@ -122,6 +122,8 @@ def read_dead_letter(record: LogRecord) -> DeadLetter | None:
         offset, timestamp_ms = int(said[_CONNECT + "offset"]), int(said["hw_timestamp_ms"])
         left_out = int(said["hw_left_out_bytes"]) if "hw_left_out_bytes" in said else None
         partition, topic = int(said[_CONNECT + "partition"]), said[_FIRST]
+        if partition != record.partition:  # ours lie in the partition of their original
+            return None
         value = None if "hw_null_value" in said else record.value
         nulls = Items.parse(said["hw_null_headers"]) if "hw_null_headers" in said else Items(())
         headers = tuple((name, None if number in nulls else sent) for number, (name, sent) in enumerate(record.headers[:at]))

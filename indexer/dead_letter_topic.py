@@ -27,13 +27,12 @@ _NO_LIMITS = RecordLimits(max_text_bytes=2**31, max_rows=2**31)
 class LetterSummary:
     """A dead letter without its bytes (`letter.original` is None).
 
-    `has_bytes` tells whether the topic holds them, `value_sha256` is the hash of the original's value. `ids` are the ids by item, of every item that
+    `value_sha256` is the hash of the original's value, None where that is null or gone. `ids` are the ids by item, of every item that
     today's rules find in the record, None where they find none. `origin` is set where the original was itself a replay. `copies` counts how often the
     record lies in the topic.
     """
 
     letter: DeadLetter
-    has_bytes: bool
     value_sha256: str | None
     ids: Mapping[int, str | None]
     origin: MediaOrigin | None
@@ -45,9 +44,8 @@ class LetterSummary:
         return self.letter.offset if self.origin is None else self.origin.offset
 
 
-def summarise(letter: DeadLetter, collection: CollectionRecord) -> LetterSummary:
-    """Summary of a dead letter, read by today's rules."""
-    original = letter.original
+def summarise(letter: DeadLetter, original: LogRecord | None, collection: CollectionRecord) -> LetterSummary:
+    """Summary of a dead letter; its original is read by today's rules."""
     origin: MediaOrigin | None = None
     ids: dict[int, str | None] = {}
     sha256 = None
@@ -59,7 +57,7 @@ def summarise(letter: DeadLetter, collection: CollectionRecord) -> LetterSummary
         items = read_items([original], collection, _NO_LIMITS)[0]
         ids = {item.item: item.id for item in items if not isinstance(item, SupersededItem)}
         sha256 = None if original.value is None else hashlib.sha256(original.value).hexdigest()
-    return LetterSummary(replace(letter, original=None), letter.original is not None, sha256, ids, origin)
+    return LetterSummary(replace(letter, original=None), sha256, ids, origin)
 
 
 def read_summaries(
@@ -91,7 +89,11 @@ def read_summaries(
         if letter is None or (letter.index, letter.incarnation) != (index.name, collection.incarnation):
             return
         known = found.get(letter.place)
-        found[letter.place] = summarise(letter, collection) if known is None else replace(known, copies=known.copies + 1)
+        if known is not None:
+            found[letter.place] = replace(known, copies=known.copies + 1)
+            return
+        original = letter.original or engines.log.read_at(collection.source_topic, *letter.place)
+        found[letter.place] = summarise(letter, original, collection)
 
     topic = collection.dead_letter_topic
     bounds = engines.log.bounds(topic)

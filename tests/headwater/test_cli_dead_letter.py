@@ -14,6 +14,7 @@ import pytest
 
 from backends.catalog.collections import CollectionCatalog
 from contracts.engines import Engines
+from contracts.log import TopicSpec
 from contracts.media_record import ARROW_TYPE
 from contracts.settings import load_settings
 from headwater.wiring import open_engines
@@ -277,3 +278,58 @@ def test_show_tells_everything_and_writes_the_original_bytes(headwater: Headwate
 def test_a_wrong_request_is_one_line_and_exit_code_2(headwater: Headwater, feed: Feed, arguments: tuple[str, ...], says: str) -> None:
     ended = headwater("dead-letter", *arguments)
     assert ended.code == 2 and says in ended.err and "Traceback" not in ended.err
+
+
+def test_a_rejected_update_that_removed_its_row_is_dead_until_it_is_replayed(headwater: Headwater) -> None:
+    assert headwater("collection", "create", "feed", "--vector", "vec:8", "--partitions", "1", "--on-reject", "remove").code == 0
+    with opened() as engines:
+        feed = Feed(engines)
+        feed.put("x", SHORT)
+        feed.put("x", LONG)
+        assert feed.index().live == {}
+        assert states(headwater) == {1: "dead"}
+        assert "rejected items so far: bad_text 1" in headwater("collection", "describe", "feed").out
+        assert headwater("dead-letter", "replay", "feed", "--yes").code == 0
+        assert feed.index(limit=1000).live == {"x": (2, 0)}
+        assert states(headwater) == {1: "replayed"}
+
+
+def test_a_dead_letter_whose_batch_is_not_written_yet_is_pending_and_not_replayed(headwater: Headwater, feed: Feed) -> None:
+    feed.put("x", LONG)
+    record = feed.engines.log.read_at(feed.record.source_topic, 0, 0)
+    assert record is not None
+    letter = dead_letter_record(feed.record, "main", [Rejection(record, 0, "bad_text", "too long")])
+    producer = feed.engines.log.producer()
+    producer.send(feed.record.dead_letter_topic, partition=0, key=letter.key, value=letter.value, headers=letter.headers).result(10)
+    producer.close()
+    assert states(headwater) == {0: "pending"}
+    for arguments in ((), ("0/0",)):
+        ended = headwater("dead-letter", "replay", "feed", *arguments, "--yes")
+        assert "0 records to replay" in ended.out and "left out, pending: 1" in ended.out
+    feed.index()
+    assert states(headwater) == {0: "dead"} and listed(headwater)["dead_letters"][0]["copies"] == 2
+
+
+def test_a_record_whose_bytes_were_left_out_is_replayed_from_the_media_topic(headwater: Headwater, feed: Feed) -> None:
+    topic = feed.record.dead_letter_topic
+    feed.engines.log.delete_topic(topic)
+    feed.engines.log.create_topic(TopicSpec(topic, 1, retention_ms=-1, max_record_bytes=1_000))
+    feed.put("x", LONG * 50)
+    feed.index()
+    assert states(headwater) == {0: "dead"}
+    assert listed(headwater)["dead_letters"][0]["ids"] == {"0": "x"} and "value: " in headwater("dead-letter", "show", "feed", "0/0").out
+    assert headwater("dead-letter", "replay", "feed", "--yes").code == 0
+    assert feed.index(limit=100_000).live == {"x": (1, 0)}
+
+
+def test_a_record_whose_bytes_are_gone_everywhere_is_said_to_be_and_the_others_are_replayed(headwater: Headwater, feed: Feed) -> None:
+    topic = feed.record.dead_letter_topic
+    feed.engines.log.delete_topic(topic)
+    feed.engines.log.create_topic(TopicSpec(topic, 1, retention_ms=-1, max_record_bytes=2_500))
+    feed.put("gone", LONG * 100)
+    feed.put("y", LONG)
+    feed.index()
+    feed.engines.log.truncate(feed.record.source_topic, {0: 1})
+    ended = headwater("dead-letter", "replay", "feed", "--yes")
+    assert ended.code == 1 and "not replayed 0/0" in ended.err and "1 records replayed" in ended.out
+    assert feed.index(limit=100_000).live == {"y": (2, 0)}
