@@ -56,7 +56,7 @@ def to_members(record: LogRecord, items: Items, collection: CollectionRecord, ke
     if first is not None and first.text is not None and keep_media:
         members[TEXT] = first.text.encode("utf-8")
     pieces = None if record.value is None else _pieces(record, record.value, first, members)
-    if not keep_media and pieces is not None:
+    if not keep_media and not collection.notifications and pieces is not None:  # a notification only names its media
         kept = ("arrow",) if first is not None and first.picture is not None else ("arrow", "value.json")
         pieces = [_left_out(piece, members, kept) for piece in pieces]
         members = {name: data for name, data in members.items() if any(piece.get("member") == name for piece in pieces)}
@@ -76,6 +76,8 @@ def to_members(record: LogRecord, items: Items, collection: CollectionRecord, ke
 def _readable(description: dict[str, Any]) -> bytes:
     """Canonical JSON that its reader takes: attributes at the limit of depth would go beyond it one level further in."""
     data = canonical_json.dump(description)
+    if data.count(b"[") + data.count(b"{") <= canonical_json.MAX_DEPTH:
+        return data
     try:
         canonical_json.load(data)
     except ValueError:

@@ -25,6 +25,7 @@ from contracts.errors import HeadwaterError
 from contracts.log import Log, TopicInfo
 from contracts.settings import Settings
 from contracts.store import ObjectStore
+from headwater.doctor_archive import archive_findings
 
 Level = Literal["ok", "warn", "fail"]
 _Opened = TypeVar("_Opened")
@@ -69,6 +70,7 @@ def examine(settings: Settings) -> list[Finding]:
             findings += _guarded("clock", lambda: _clock(store))
         if log is not None and store is not None:
             findings += _guarded("topics", lambda: _topics(log, store, settings))
+            findings += _guarded("archive", lambda: _archives(log, store))
     finally:
         for opened in (log, store):
             if opened is not None:
@@ -193,6 +195,16 @@ def _topics(log: Log, store: ObjectStore, settings: Settings) -> Iterator[Findin
         yield from problems
         if not problems:
             yield Finding("ok", "topics", f"{record.name}: {record.partitions} partitions, retention as designed")
+
+
+def _archives(log: Log, store: ObjectStore) -> Iterator[Finding]:
+    for record in CollectionCatalog(store).list():
+        source = log.describe_topic(record.source_topic)
+        if source is None:
+            continue  # told of under "topics"
+        retention_ms = _retention_ms(source)
+        kept_seconds = None if retention_ms is None or retention_ms < 0 else retention_ms / 1000
+        yield from (Finding(level, "archive", message, advice) for level, message, advice in archive_findings(log, store, record, kept_seconds))
 
 
 def _collection_topics(log: Log, record: CollectionRecord, settings: Settings) -> Iterator[Finding | None]:

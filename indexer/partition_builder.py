@@ -166,11 +166,12 @@ class PartitionBuilder:
             if self.growing is None:
                 return None
             self.pending = self._seal(self.growing)
+            self.growing = None  # what is fed while this commit is open grows into the next segment
         pending = self.pending
         with self.engines.metrics.commit.labels(self.collection.name).time():
             read = self.committer.commit(pending.base, lambda manifest: self._change(manifest, pending), pending.commit_id)
         self.manifest, self.checkpoint = read.manifest, pending.checkpoint
-        self.growing, self.pending = None, None
+        self.pending = None
         logger.info("committed version %d of partition %d: %d rows", read.manifest.version, self.source.partition, pending.sealed.rows.num_rows)
         return read
 

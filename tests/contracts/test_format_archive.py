@@ -195,6 +195,17 @@ def test_a_record_that_carries_no_media_is_whole_also_without_media(form: str) -
     assert from_tar(bytes_of(tar_of(FORMS[form], of=OFF), 7), TOPIC, "here") == FORMS[form]
 
 
+NOTICE = {"s3": {"bucket": {"name": "b"}, "object": {"key": "cat.jpg", "size": 5, "eTag": "x"}}, "eventName": "s3:ObjectCreated:Put"}
+
+
+@pytest.mark.parametrize("value", [json.dumps({"Records": [NOTICE, NOTICE]}).encode(), json.dumps({"Records": [NOTICE]}).encode(), b"{"])
+def test_a_bucket_notification_is_whole_also_without_media(value: bytes) -> None:
+    notified = OFF.model_copy(update={"notifications": True})
+    tar = tar_of(record(value, key=b"b/cat.jpg"), of=notified)
+    assert from_tar(bytes_of(tar, 7), TOPIC, "here") == record(value, key=b"b/cat.jpg")
+    assert [row.offset for row in index_of(tar).with_ids([id_hash("b/cat.jpg")])] == [7]
+
+
 def test_a_claim_check_is_found_by_its_payload() -> None:
     digest = "ab" * 32
     reference = json.dumps({"key": f"c/photos-{ULID_A}/claim/{digest}", "sha256": digest, "size": 5})

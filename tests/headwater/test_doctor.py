@@ -53,7 +53,7 @@ def test_a_healthy_installation_gets_no_failure_and_exit_code_0(headwater: Headw
     findings = [Finding(**finding) for finding in json.loads(ended.out)]
     assert [finding for finding in findings if finding.level == "fail"] == []
     assert ended.code == 0
-    assert {finding.check for finding in findings} == {"versions", "models", "disk", "log", "store", "clock", "topics"}
+    assert {finding.check for finding in findings} == {"versions", "models", "disk", "log", "store", "clock", "topics", "archive"}
     assert stored_objects(workplace) == before, "the doctor left objects behind"
 
 
