@@ -30,6 +30,20 @@ def delete_condemned(store: ObjectStore, committer: Committer[ArchiveManifest], 
     return committer.commit(None, lambda manifest: {"condemned": tuple(key for key in manifest.condemned if key not in gone)}, str(ULID()))
 
 
+def condemn_unnamed(
+    store: ObjectStore, chain: ArchiveChain, committer: Committer[ArchiveManifest], read: ReadVersion[ArchiveManifest]
+) -> ReadVersion[ArchiveManifest]:
+    """Condemn every tar that no manifest names, also one that a living archiver is about to commit: it uploads it again, under another key."""
+    found = {info.key for info in store.list(chain.keys.prefix) if (parsed := parse_key(info.key)) is not None and parsed.kind == "archive_tar"}
+
+    def unnamed(manifest: ArchiveManifest) -> tuple[str, ...]:
+        return tuple(sorted(found - {tar.key for tar in manifest.tars} - set(manifest.condemned)))
+
+    if not unnamed(read.manifest):
+        return read
+    return committer.commit(None, lambda manifest: {"condemned": (*manifest.condemned, *unnamed(manifest))}, str(ULID()))
+
+
 def sweep_dead_tars(store: ObjectStore, chain: ArchiveChain, manifest: ArchiveManifest) -> int:
     """Delete tars of fenced claims that `manifest` does not name; returns how many.
 

@@ -243,11 +243,20 @@ class PartitionArchiver:
             closed.tar = rewritten.tar
             closed.entry = self._upload(closed, closed.tar)
             self._count("purged", rewritten.removed + rewritten.redacted)
+        elif closed.tar is not None and closed.entry is not None and not self._is_kept(closed.entry, manifest):
+            closed.entry = self._upload(closed, closed.tar)
         changes: dict[str, Any] = {"checkpoint": closed.checkpoint, "purges": purges_above(manifest, closed.checkpoint.media_offset)}
         if closed.entry is not None:
             changes["tars"] = (*manifest.tars, closed.entry)
             changes["published"] = published_with(manifest.published, self.committer.writer, closed.uploaded[-1].rpartition("/")[2].partition(".")[0])
         return changes
+
+    def _is_kept(self, entry: TarEntry, manifest: ArchiveManifest) -> bool:
+        """False where a purge took the uploaded tar for one that nobody would commit any more.
+
+        It condemns such a tar in a commit before it deletes it: what is here and not condemned in the manifest that we extend, stays.
+        """
+        return entry.key not in manifest.condemned and self.engines.store.head(entry.key) is not None
 
     def _upload(self, closed: ClosedTar, tar: FinishedTar) -> TarEntry:
         key = self.chain.keys.tar("b", self.committer.epoch, self.ulids.mint())

@@ -27,7 +27,7 @@ from contracts.media_record import check_id, read_media_record
 from contracts.object_keys import CollectionKeys
 from contracts.partitioner import partition_of
 from indexer.archive_rewrite import rewrite_tar
-from indexer.archive_sweep import delete_condemned, sweep_dead_tars
+from indexer.archive_sweep import condemn_unnamed, delete_condemned
 from indexer.commit import Committer
 from indexer.partition_archiver import archive_limits, ensure_archive, tar_entry
 
@@ -210,6 +210,9 @@ class Purge:
         committer = Committer(chain, "purge", f"purge-{ULID()}", self.engines.clock, lambda: None)
         committer.claim()
         read = committer.commit(None, lambda manifest: {"purges": _with_purges(manifest, purges)}, str(ULID()))
+        read = condemn_unnamed(store, chain, committer, read)
+        report.dead_tars_deleted += len(read.manifest.condemned)
+        read = delete_condemned(store, committer, read)
         while (tar := self._next_hit(read.manifest, purges)) is not None:
             try:
                 self._rewrite(chain, committer, tar, purges, report)
@@ -219,8 +222,7 @@ class Purge:
             if head is None:
                 raise NotFoundError(f"{chain.keys.prefix} has no manifest any more", hint="was the collection deleted?")
             read = head
-        read = delete_condemned(store, committer, read)
-        report.dead_tars_deleted += sweep_dead_tars(store, chain, read.manifest)
+        delete_condemned(store, committer, read)
 
     def _next_hit(self, manifest: ArchiveManifest, purges: Mapping[bytes, int]) -> TarEntry | None:
         """The first tar that holds a record of the ids below their deletes."""

@@ -18,6 +18,7 @@ from contracts.object_keys import CollectionKeys
 from contracts.partitioner import partition_of
 from contracts.store import ObjectStore
 from indexer.archive_rewrite import empty_rows
+from indexer.partition_archiver import PartitionArchiver
 from indexer.purge import Purge
 from tests.indexer.archived import all_bytes, archived, head, logged, media, send, tar_keys
 from tests.indexer.conftest import arrow_rows, make_collection, produce
@@ -110,6 +111,39 @@ def test_an_archiver_that_was_about_to_commit_the_ids_leaves_them_out(engines: E
     mine.commit()
     assert set(archived(engines, collection, 0)) == {0, 2}
     assert b"alice" not in archive_bytes(engines, collection), "the tar that was uploaded first is deleted"
+    assert tar_keys(engines, collection) == {tar.key for tar in head(engines, collection, 0).tars}
+
+
+def uploaded(engines: Engines, collection: CollectionRecord) -> PartitionArchiver:
+    """An archiver of partition 0 that has uploaded a tar of everything and not committed it."""
+    mine = archiver(tuned(engines, archive_bytes=100_000), collection)
+    mine.start()
+    feed(mine, engines, collection)
+    mine.close()
+    mine.closed[0].entry = mine._upload(mine.closed[0], mine.closed[0].tar)  # type: ignore[arg-type]
+    return mine
+
+
+def test_a_tar_that_a_dead_archiver_left_uncommitted_is_deleted_by_the_purge(engines: Engines, collection: CollectionRecord) -> None:
+    send(engines, collection, 0, ["x", "alice"])
+    uploaded(engines, collection)
+    assert media("alice") in archive_bytes(engines, collection)
+    work = Purge(engines, collection, ["alice"])
+    assert work.run(work.find()).dead_tars_deleted == 1
+    assert b"alice" not in archive_bytes(engines, collection) and tar_keys(engines, collection) == set()
+    archive_all(engines, collection)
+    assert set(archived(engines, collection, 0)) == {0, 2} and b"<alice>" not in archive_bytes(engines, collection)
+
+
+def test_a_living_archiver_whose_tar_a_purge_took_for_a_dead_one_uploads_it_again(engines: Engines, collection: CollectionRecord) -> None:
+    send(engines, collection, 0, ["x", "y"])
+    mine = uploaded(engines, collection)
+    wanted = logged(engines, collection, 0)
+    work = Purge(engines, collection, ["somebody"])
+    work.run(work.find())
+    assert tar_keys(engines, collection) == set()
+    mine.commit()
+    assert archived(engines, collection, 0) == wanted
     assert tar_keys(engines, collection) == {tar.key for tar in head(engines, collection, 0).tars}
 
 
