@@ -31,8 +31,8 @@ from embedding.parity import MIN_COSINE, centred_cosine
 
 PICTURES = 32
 """In one sample; as many as a worker hands to its encoder at most (`embed_batch_items`)."""
-EAGER_BATCHES = (1, 8, 32)
-PAIRS, QUICK_PAIRS = 10, 3
+EAGER_BATCHES = (8, 32)
+PAIRS, QUICK_PAIRS, QUICK_PICTURES = 10, 3, 16
 MEDIA = ROOT / "examples" / "media"
 Pictures = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -51,7 +51,9 @@ class EncoderSpeed:
     def run(self, bench: Bench) -> Outcome:
         """See `bench.frame.Workload.run`."""
         threads = os.cpu_count() or 1
-        outcome = Outcome(notes={"threads": threads, "pictures_per_sample": PICTURES, "order": "A B B A, ours first"})
+        outcome = Outcome(
+            notes={"threads": threads, "pictures_per_sample": QUICK_PICTURES if bench.quick else PICTURES, "order": "A B B A, ours first"}
+        )
         for mode, prepare in (("lite", _lite), ("vit_b32", _vit_b32)):
             with tempfile.TemporaryDirectory(prefix="bench-w1c-") as folder:
                 settings = Settings(
@@ -59,7 +61,7 @@ class EncoderSpeed:
                 )
                 with bench.steps(f"W1c {mode}: load and convert"):
                     encoder, eager = prepare(settings, bench.seed)
-                pictures = _samples(encoder)
+                pictures = _samples(encoder)[: QUICK_PICTURES if bench.quick else PICTURES]
                 outcome.modes[mode], outcome.notes[mode] = _compare(bench, mode, encoder, eager, pictures)
         return outcome
 
