@@ -63,6 +63,9 @@ class Settings(BaseSettings):
 
     # ---- embed worker -----------------------------------------------------------------------------------------
     embed_batch_items: int = Field(32, ge=1, description="most pictures or texts in one call of the encoder")
+    embed_batch_seconds: float = Field(
+        0.0, ge=0, le=10, description="longest wait for more pictures or texts until a batch is full; 0 takes what is there, and suits CPUs"
+    )
     embed_queue_bytes: int = Field(128 * MEBIBYTE, ge=MEBIBYTE, description="fetched bytes that may wait; beyond, fetching pauses")
     embed_torch_threads: int = Field(0, ge=0, description="threads of the encoder; 0 is half of the cores, at least one")
     embed_device: str = Field(

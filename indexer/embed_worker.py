@@ -24,6 +24,7 @@ from contracts.errors import CorruptError, HeadwaterError, SettingsError, Snapsh
 from contracts.log import CommittedOffset, GroupReader, LogRecord
 from embedding.decode_pool import DecodePool
 from indexer.attempts import AttemptBook, is_careful
+from indexer.batching import next_is_decoded
 from indexer.careful import CarefulWalk
 from indexer.decode import Decoder
 from indexer.embed import check_spaces, embed_slices
@@ -319,13 +320,15 @@ class EmbedWorker:
         return False
 
     def _take_slices(self) -> list[DecodedSlice]:
-        """The first slice, waited for, and those behind it that are decoded by now: batches grow by themselves under load."""
+        """The first slice, waited for, and those behind it that are decoded by now, or within `embed_batch_seconds`."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: self._queue, POLL_SECONDS):
                 return []
             taken = [self._queue.popleft()]
             items = len(taken[0][0].records)
-            while self._queue and self._queue[0][1].done() and items < self.engines.settings.embed_batch_items:
+            settings, now = self.engines.settings, self.engines.clock.monotonic_seconds
+            due = now() + settings.embed_batch_seconds
+            while items < settings.embed_batch_items and next_is_decoded(self._queue, self._arrived, due, now):
                 taken.append(self._queue.popleft())
                 items += len(taken[-1][0].records)
         slices: list[DecodedSlice] = []

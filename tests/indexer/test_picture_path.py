@@ -1,6 +1,8 @@
 """Pictures through the indexer: fields, partial items, broken pictures, the wrong encoder."""
 
 import io
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,3 +77,28 @@ def test_an_index_of_another_space_is_refused_with_a_hint(engines: Engines) -> N
     collection = create_collection(engines, CollectionRequest("other", other, 1))
     with pytest.raises(SettingsError, match="space"):
         EmbedWorker(engines, collection, collection.index(), ColourEncoder())
+
+
+class CountingEncoder(ColourEncoder):
+    """Notes how many pictures came in each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def encode_pictures(self, pictures: np.ndarray) -> np.ndarray:
+        self.calls.append(len(pictures))
+        return super().encode_pictures(pictures)
+
+
+def test_a_batch_is_waited_for_until_it_is_full_or_its_time_is_over(engines: Engines, pictures: CollectionRecord) -> None:
+    patient = engines.settings.model_copy(update={"embed_batch_items": 3, "embed_batch_seconds": 2.0})
+    waiting = replace(engines, settings=patient)
+    encoder = CountingEncoder()
+    with running(EmbedWorker(waiting, pictures, pictures.index(), encoder).run):
+        for name in ("one", "two", "three"):
+            send(engines, pictures, name, jpeg((9, 9, 9)))
+            time.sleep(0.3)
+        eventually(lambda: bool(encoder.calls))
+        assert encoder.calls == [3]
+        send(engines, pictures, "alone", jpeg((9, 9, 9)))
+        eventually(lambda: encoder.calls == [3, 1])
