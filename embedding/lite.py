@@ -95,7 +95,15 @@ class LiteEncoder:
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode n prepared pictures, shape (n, 224, 224, 3), to unit vectors, shape (n, 384)."""
-        logits = self._pictures.logits(pictures) / TEMPERATURE
+        return self.mixed_names(self.class_logits(pictures))
+
+    def class_logits(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the network says of n prepared pictures, shape (n, 224, 224, 3): logits of shape (n, 1000)."""
+        return self._pictures.logits(pictures)
+
+    def mixed_names(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Unit vectors, shape (n, 384), of pictures with these logits, shape (n, 1000): the likeliest classes' names, mixed."""
+        logits = logits / TEMPERATURE
         best = np.argpartition(logits, -TOP_CLASSES, axis=1)[:, -TOP_CLASSES:]
         weights = np.take_along_axis(logits, best, axis=1)
         weights = np.exp(weights - weights.max(axis=1, keepdims=True))

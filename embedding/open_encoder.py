@@ -35,6 +35,7 @@ class EncoderKind:
 
 KINDS = {
     "lite": EncoderKind("lite", "embedding.lite"),
+    "lite+map": EncoderKind("lite+map:FILE", "embedding.lite_map", is_completed=True),
     "open_clip": EncoderKind("open_clip:ARCH/TAG or open_clip:ARCH/FILE", "embedding.open_clip_encoder", is_completed=True),
     "remote": EncoderKind("remote:https://HOST[:PORT]/v1#MODEL", "embedding.remote", is_completed=True),
 }

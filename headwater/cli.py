@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from contracts.errors import HeadwaterError
-from headwater import cli_collection, cli_dead_letter, cli_doctor, cli_ingest, cli_media, cli_purge, cli_roles
+from headwater import cli_collection, cli_dead_letter, cli_doctor, cli_ingest, cli_media, cli_purge, cli_roles, cli_train
 from headwater.console import print_error
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ cli_purge.register(app)
 cli_doctor.register(app)
 app.add_typer(cli_roles.run_app, name="run")
 app.add_typer(cli_collection.collection_app, name="collection")
+app.add_typer(cli_train.train_app, name="train")
 app.add_typer(cli_dead_letter.dead_letter_app, name="dead-letter")
 
 

@@ -103,7 +103,7 @@ def test_two_plugins_of_one_prefix_are_both_named_and_neither_is_imported(instal
         open_encoder("acme", Settings())
 
 
-@pytest.mark.parametrize("prefix", ["lite", "remote"])
+@pytest.mark.parametrize("prefix", ["lite", "remote", "lite+map"])
 def test_a_plugin_cannot_take_a_name_of_ours(install: Install, prefix: str) -> None:
     install("acme-toy", prefix, GOOD)
     with pytest.raises(SettingsError, match=r"acme-toy 1\.2 has the name of an encoder of ours"):
