@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,7 @@ def train() -> None:
 @train_app.command("map")
 def train_map(
     out: Annotated[Path, typer.Option(help="File to write the map to; it must not exist.")],
-    paths: Annotated[list[Path] | None, typer.Argument(help="Folders of pictures with a captions.csv.")] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(help="Folders with a captions.csv, manifests, tars: what ingest reads.")] = None,
     collection: Annotated[str | None, typer.Option("--collection", "-c", help="Train on this collection's media log instead.")] = None,
     captions: Annotated[Path | None, typer.Option(help="CSV with the columns file and caption; else each folder's captions.csv.")] = None,
     folds: Annotated[int, typer.Option(min=2, max=20, help="Folds of the second test.")] = 5,
@@ -80,18 +81,19 @@ def train_map(
 
 def _gather(settings: Settings, paths: Sequence[Path], collection: str | None, captions: Path | None, most: int) -> tuple[LiteEncoder, Gathered]:
     from embedding.lite import LiteEncoder
-    from headwater.map_pictures import captioned_files, captioned_items, gather
+    from headwater.map_pictures import captioned_files, captioned_items, first_captioned, gather
 
     def run(total: int, source: Any) -> tuple[LiteEncoder, Gathered]:
-        if collection is None and total < MIN_PICTURES:  # told before the model is loaded
-            raise SettingsError(f"{total} pictures with captions were found, too few to train on", hint=f"bring at least {MIN_PICTURES}")
+        first = first_captioned(source, MIN_PICTURES)
+        if (count := sum(item.picture is not None for item in first)) < MIN_PICTURES:  # told before the model is loaded
+            raise SettingsError(f"{count} pictures with captions were found, too few to train on", hint=f"bring at least {MIN_PICTURES}")
         lite = LiteEncoder(settings)
         with progress_bar() as bar:
             task = bar.add_task("embedding", total=total, note="")
-            return lite, gather(source, lite, settings, most, lambda count: bar.advance(task, count))
+            return lite, gather(chain(first, source), lite, settings, most, lambda count: bar.advance(task, count))
 
     if collection is None:
-        return run(*captioned_files(paths, captions, most))
+        return run(*captioned_files(paths, captions, settings))
     with open_engines(settings) as engines:
         return run(*captioned_items(engines, CollectionCatalog(engines.store).get(collection)))
 

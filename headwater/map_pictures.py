@@ -1,7 +1,7 @@
 """Captioned pictures for `train map`: found in folders or read from a collection's media log, decoded and encoded, a bounded number of them.
 
 Takes: paths, or engines and a collection; `lite`. Gives: `CaptionedPictures`. Owns: which pictures are taken where there are too many, and that
-the newest version of an id counts. Never: holds more than a batch of pictures, or decodes a stranger's picture in this process.
+the newest version of an id counts. Never: holds more than a batch of pictures.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from contracts.errors import DataLossError, RecordError, SettingsError
 from contracts.media_item import MediaItem, RecordLimits
 from contracts.media_record import read_media_records
 from contracts.settings import Settings
-from embedding.decode_pool import DecodePool
 from embedding.lite import LiteEncoder
 from embedding.ridge_map import CaptionedPictures
 from embedding.texts import normalise_text
-from ingest.sources import SkippedFile, find_files, read_files
+from ingest.input_item import InputItem, InputRules, RejectedInput
+from ingest.sources import open_sources
 
 BATCH_PICTURES = 32
 _POLL_SECONDS = 1.0
@@ -75,16 +75,31 @@ class Gathered:
         return CaptionedPictures(stacked[0], stacked[1], stacked[2], groups.astype(np.int64))
 
 
-def captioned_files(paths: Sequence[Path], captions: Path | None, most: int) -> tuple[int, Iterator[Captioned]]:
-    """Pictures with captions in folders; a random choice of `most`, the same each time, where there are more. Gives their number, too."""
-    found = [file for file in find_files(paths, captions).files if file.caption and file.content_type.startswith("image/")]
-    chosen = sorted(found, key=lambda file: _rank(file.item_id))[:most]
+def captioned_files(paths: Sequence[Path], captions: Path | None, settings: Settings) -> tuple[int, Iterator[Captioned]]:
+    """Items of whatever `headwater ingest` reads: folders, manifests, tars. Gives the number of folders' files and other sources, too."""
+    opened = open_sources(paths, InputRules({}, {}, settings.max_picture_bytes, settings.max_text_bytes), captions)
+    total = sum(1 for source in opened.sources for _ in source.units())
 
     def read() -> Iterator[Captioned]:
-        for file, data in read_files(chosen):
-            yield Captioned(file.item_id) if isinstance(data, SkippedFile) else Captioned(file.item_id, data, file.caption or "")
+        for source in opened.sources:
+            for unit in source.units():
+                for item in () if isinstance(unit, RejectedInput) else unit.read(0):
+                    if isinstance(item, InputItem):
+                        has_both = item.content_type.startswith("image/") and item.annotations.caption
+                        yield Captioned(item.item_id, item.data, item.annotations.caption or "") if has_both else Captioned(item.item_id)
 
-    return len(chosen), read()
+    return total, read()
+
+
+def first_captioned(source: Iterator[Captioned], wanted: int) -> list[Captioned]:
+    """Items of `source` up to its `wanted`-th with picture and caption, or all there are."""
+    first: list[Captioned] = []
+    for item in source:
+        first.append(item)
+        wanted -= item.picture is not None
+        if wanted <= 0:
+            break
+    return first
 
 
 def captioned_items(engines: Engines, collection: CollectionRecord) -> tuple[int, Iterator[Captioned]]:
@@ -132,32 +147,30 @@ def gather(source: Iterator[Captioned], lite: LiteEncoder, settings: Settings, m
     found = Gathered()
     highest = b"\xff" * 32
     batch: dict[str, Captioned] = {}
-    with DecodePool(settings) as pool:
-        for item in source:
-            on_step(1)
-            batch.pop(item.item_id, None)
-            found.rows.pop(item.item_id, None)  # the newest version counts
-            if item.picture is None or _rank(item.item_id) > highest:
-                continue
-            batch[item.item_id] = item
-            if len(batch) >= BATCH_PICTURES:
-                _encode(list(batch.values()), lite, settings, pool, found)
-                batch.clear()
-            if len(found.rows) > most * _OVERFULL:
-                highest = _cut(found, most)
-        _encode(list(batch.values()), lite, settings, pool, found)
+    for item in source:
+        on_step(1)
+        batch.pop(item.item_id, None)
+        found.rows.pop(item.item_id, None)  # the newest version counts
+        if item.picture is None or _rank(item.item_id) > highest:
+            continue
+        batch[item.item_id] = item
+        if len(batch) >= BATCH_PICTURES:
+            _encode(list(batch.values()), lite, settings, found)
+            batch.clear()
+        if len(found.rows) > most * _OVERFULL:
+            highest = _cut(found, most)
+    _encode(list(batch.values()), lite, settings, found)
     if len(found.rows) > most:
         _cut(found, most)
     return found
 
 
-def _encode(batch: Sequence[Captioned], lite: LiteEncoder, settings: Settings, pool: DecodePool, found: Gathered) -> None:
-    waiting = [(item, pool.submit(item.picture, lite.picture_recipe)) for item in batch if item.picture is not None]
+def _encode(batch: Sequence[Captioned], lite: LiteEncoder, settings: Settings, found: Gathered) -> None:
     pixels, texts, items = [], [], []
-    for item, future in waiting:
+    for item in batch:
         try:
             text = normalise_text(item.caption, settings.max_text_bytes)
-            picture = future.result()
+            picture = lite.prepare_picture(item.picture or b"")
         except RecordError:
             found.undecoded += 1
             continue
