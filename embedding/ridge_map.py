@@ -54,7 +54,7 @@ class CaptionedPictures:
     groups: NDArray[np.int64]
 
     def rows(self, rows: NDArray[np.int64]) -> CaptionedPictures:
-        """Those rows."""
+        """Those rows; `rows` has shape (m,)."""
         return CaptionedPictures(self.logits[rows], self.conse[rows], self.captions[rows], self.groups[rows])
 
     def __len__(self) -> int:
