@@ -76,7 +76,7 @@ class Settings(BaseSettings):
 
     # ---- decoding (embed worker, query service) -----------------------------------------------------------------
     decode_children: int = Field(2, ge=1, description="processes that decode pictures, for each embed role and each query service")
-    decode_memory_bytes: int = Field(1024 * MEBIBYTE, ge=128 * MEBIBYTE, description="address space of a decoding process")
+    decode_memory_bytes: int = Field(1536 * MEBIBYTE, ge=128 * MEBIBYTE, description="address space of a decoding process")
     decode_seconds: float = Field(30.0, gt=0, description="longest time that one picture may take to decode")
     max_picture_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest encoded picture that is decoded")
     max_picture_pixels: int = Field(89_478_485, gt=0, description="most pixels that a picture's header may name")

@@ -214,8 +214,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB; transparent parts show white."""
     if image.mode == "F" or image.mode.startswith("I"):
         return _eight_bits(image).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        layer = image.convert("RGBA")
+    if image.mode == "LA":  # in one channel: a copy as RGBA would be four times as large
+        grey = Image.new("L", image.size, 255)
+        grey.paste(image.getchannel("L"), mask=image.getchannel("A"))
+        return grey.convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "La", "PA"):
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         canvas = Image.new("RGB", layer.size, WHITE)
         canvas.paste(layer, mask=layer.getchannel("A"))
         return canvas
@@ -238,10 +242,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _stretched(image: Image.Image) -> Image.Image:
     import numpy as np  # here alone: scientific pictures may hold infinities and not-a-numbers, which Pillow cannot find
 
-    samples = np.asarray(image)
-    finite = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
-    span = float(finite.max() - finite.min()) or 1.0
-    return Image.fromarray(((finite - finite.min()) * np.float32(255.0 / span)).astype(np.uint8))
+    samples = np.array(image)
+    np.nan_to_num(samples, copy=False, posinf=0.0, neginf=0.0)
+    np.clip(samples, -1e38, 1e38, out=samples)
+    lowest, highest = float(samples.min()), float(samples.max())
+    samples -= np.float32(lowest)
+    samples *= np.float32(255.0 / ((highest - lowest) or 1.0))
+    return Image.fromarray(samples.astype(np.uint8))
 
 
 def _orientation(image: Image.Image) -> int:
