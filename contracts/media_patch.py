@@ -78,14 +78,18 @@ def patched_attributes(stored: Mapping[str, Any] | None, patch: Mapping[str, Any
     """
     out = {name: (stored or {}).get(name) for name in schema}
     held = (stored or {}).get(EXTRA)
-    extra, rest = canonical_json.load(held) if held else {}, {}
+    rest = {}
     for name, value in patch.items():
         try:
             out[name] = coerce(value, schema[name])
         except (KeyError, ValueError, OverflowError):
             rest[name] = value
-        else:
-            extra.pop(name, None)  # from before the attribute was declared
+    earlier = [name for name in patch if name not in rest and f'"{name}":' in (held or "")]  # from before the attribute was declared
+    if not rest and not earlier:
+        return out | {EXTRA: held}
+    extra = canonical_json.load(held) if held else {}
+    for name in earlier:
+        extra.pop(name, None)
     merged = canonical_json.dump(merge_patch(extra, rest))
     if len(merged) > max(MAX_ATTRIBUTES_BYTES, len((held or "").encode())):
         return None
@@ -127,6 +131,7 @@ class Patcher:
     def __init__(self, batch: pa.RecordBatch, schema: Mapping[str, str], where: str) -> None:
         self._batch, self._schema, self._where = batch, schema, where
         self._matrices: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
+        self._cells: dict[str, list[Any]] = {}
 
     def row(self, at: int) -> BaseRow:
         """An upsert of this batch as a base."""
@@ -138,6 +143,11 @@ class Patcher:
         matrix, present = self._matrices[field]
         return matrix[at] if present[at] else None
 
+    def _cell(self, column: str, at: int) -> Any:
+        if column not in self._cells:  # as a whole: where one row is a patch, others are, and single values cost ten times as much
+            self._cells[column] = self._batch.column(column).to_pylist()
+        return self._cells[column][at]
+
     def apply(self, live: BaseRow | PatchedRow | None, at: int) -> PatchedRow | Literal["missed", "too_large"]:
         """Row `at` of the batch, a patch, on the id's newest live row; a reason where it changes nothing.
 
@@ -147,7 +157,7 @@ class Patcher:
             The patch is not the JSON object that an embed worker writes.
         """
         try:
-            patch = canonical_json.load(self._batch.column("patch")[at].as_py() or "")
+            patch = canonical_json.load(self._cell("patch", at) or "")
         except ValueError:
             patch = None
         if not isinstance(patch, dict):
@@ -159,7 +169,7 @@ class Patcher:
         attributes = patched_attributes(before, patch, self._schema)
         if attributes is None:
             return "too_large"
-        acl = self._batch.column("acl")[at].as_py()
+        acl = self._cell("acl", at)
         if acl is None:
             acl = live.acl if isinstance(live, PatchedRow) else _cell(base, "acl")
         return PatchedRow(base, at, attributes, acl)
