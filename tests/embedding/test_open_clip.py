@@ -258,3 +258,23 @@ def test_weights_of_a_tag_that_cannot_be_fetched_are_told_in_one_line(settings: 
     with pytest.raises(UnavailableError, match="ViT-B-32/laion2b_s34b_b79k .*cannot be fetched") as caught:
         describe_space("open_clip:ViT-B-32/laion2b_s34b_b79k", settings)
     assert "open_clip:ARCH/FILE" in caught.value.hint
+
+
+def test_both_towers_keep_their_vectors_with_bfloat16_weights(weights: Path, reference: Any, settings: Settings) -> None:
+    from embedding.open_clip_name import find_model
+    from embedding.open_clip_towers import PictureTower, TextTower, load_model
+    from embedding.parity import MIN_COSINE, centred_cosine, probe_pictures
+    from embedding.torch_runner import TorchRunner
+
+    model = find_model(name_of(weights.name), settings)
+    pictures = probe_pictures(64, 64)
+    tokens = np.random.default_rng(2).integers(1, 40_000, (6, 16))
+    given = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        whole: Any = load_model(model)
+        tower = PictureTower(whole.visual, model.mean, model.deviation)
+        run, read = (TorchRunner(module, torch.device("cpu"), dtype, 1) for module in (tower, TextTower(whole)))
+        given[dtype] = run(pictures), read(tokens)
+    for true, short in zip(given[torch.float32], given[torch.bfloat16], strict=True):
+        assert not np.array_equal(true, short), "they are rounded"
+        assert centred_cosine(true, short) >= MIN_COSINE
