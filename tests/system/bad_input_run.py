@@ -40,6 +40,7 @@ SEAL_SECONDS = 2.0
 PARTITIONS = 2
 POISON_EVERY = 100
 SECONDS_PER_RECORD = 0.5
+DECODE_MEMORY_BYTES = 256 * 1024 * 1024  # less than one of the inputs needs
 DEAD_LETTER = "__connect.errors."
 
 
@@ -175,6 +176,7 @@ def outcomes(engines: Engines, sent: Sequence[Sent]) -> list[Outcome]:
 
 def run_table(site: Site, roles: Sequence[str]) -> list[Outcome]:
     """Send every bad input, with good neighbours, and read what became of it."""
+    site.environment["HEADWATER_DECODE_MEMORY_BYTES"] = str(DECODE_MEMORY_BYTES)
     kinds = ("pictures", "cosine", "dot", "notified") if site.kind == "kafka" else ("pictures", "cosine", "dot")  # a folder sends no notifications
     records = {kind: create(site, kind) for kind in kinds}
     with site.engines() as engines, running(site, *roles) as processes:
