@@ -59,7 +59,10 @@ def _png(width: int, height: int, body: bytes) -> bytes:
 
 
 def _blown_up_png() -> bytes:
-    """9,400 x 9,400 pixels of nothing, RGBA: within the limit of pixels, 353 MB when it is decoded, 340 KB as it comes: its decoder dies of it where it may have less."""
+    """9,400 x 9,400 pixels of nothing, RGBA: within the limit of pixels, 353 MB when it is decoded, 340 KB as it comes.
+
+    Its decoder dies of it where it may have less memory.
+    """
     return _png(9400, 9400, bytes((4 * 9400 + 1) * 9400))
 
 
