@@ -177,8 +177,11 @@ class DecodePool:
                 reason = str(error)
             else:
                 with self._lock:
-                    self._alive.add(child)
-                return child
+                    if not self._closed.is_set():  # `close` hangs up on what it finds here
+                        self._alive.add(child)
+                        return child
+                child.end()
+                raise UnavailableError("decoding was stopped")
             if left:
                 self._closed.wait(RETRY_SECONDS)
         raise UnavailableError(f"no decoding process starts: {reason}", hint="raise decode_memory_bytes, or free memory on this machine")

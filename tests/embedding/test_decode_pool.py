@@ -161,6 +161,17 @@ def test_closing_ends_every_child_even_one_that_hangs() -> None:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.parametrize("after_seconds", [0.0, 0.05, 0.1, 0.15, 0.2])
+def test_closing_ends_a_child_that_was_just_starting_for_a_picture_that_hangs(after_seconds: float) -> None:
+    pool = DecodePool(Settings(decode_children=1, decode_seconds=60.0), CRASHING)
+    stuck = pool.submit(HANG, RECIPE)
+    time.sleep(after_seconds)
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 20
+    assert stuck.cancelled() or isinstance(stuck.exception(1), UnavailableError)
+
+
 def test_children_end_when_their_parent_is_killed() -> None:
     code = (
         "import os, signal\n"
