@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -124,6 +125,10 @@ for served in serve(writer(engines_for_test(), fields=[field])):
 """
 
 
-def test_text_without_torch_is_a_400_with_the_way_out_and_ids_still_work() -> None:
-    ended = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+def test_text_without_torch_is_a_400_with_the_way_out_and_ids_still_work(tmp_path: Path) -> None:
+    """With an empty cache: a network that was converted before needs no torch."""
+    environment = os.environ | {"HEADWATER_CACHE_DIR": str(tmp_path)}  # noqa: TID251 - for another process
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert ended.returncode == 0, ended.stderr
