@@ -40,6 +40,7 @@ SEAL_SECONDS = 2.0
 PARTITIONS = 2
 POISON_EVERY = 100
 SECONDS_PER_RECORD = 0.5
+WARM_RECORDS = 1500
 DECODE_MEMORY_BYTES = 256 * 1024 * 1024  # less than one of the inputs needs
 DEAD_LETTER = "__connect.errors."
 
@@ -233,12 +234,13 @@ def watched(processes: Sequence[Process]) -> Iterator[dict[str, float]]:
 
 def run_poisoned(site: Site, roles: Sequence[str], records: int, tell: Console | None = None) -> Poisoned:
     """A stream of pictures and captions in which every hundredth record is one of the bad ones."""
+    site.environment["HEADWATER_DECODE_MEMORY_BYTES"] = str(DECODE_MEMORY_BYTES)
     record = create(site, "pictures")
     bad = [one for one in (*pictures(), *texts()) if one.verdict == "reject" and len(one.value) < 1_000_000]
     with site.engines() as engines, running(site, *roles) as processes:
         alive = list(processes.values())
         with MediaProducer(engines.log, record, engines.settings, bulk=True) as producer:
-            for number in range(200):  # models are loaded, pools are filled: what comes now is growth
+            for number in range(WARM_RECORDS):  # models are loaded, every size of batch was seen: what comes now is growth
                 producer.send_picture(f"warm-{number}", sample(), "image/jpeg", caption=f"a crow {number}")
         wait_settled(engines, record, 300.0, alive)
         time.sleep(SEAL_SECONDS)
@@ -256,7 +258,7 @@ def run_poisoned(site: Site, roles: Sequence[str], records: int, tell: Console |
         served = processes.get("query") or processes["up"]
         with served.client() as client:
             client.wait_for(record.name, ends_of(engines, record), 60.0)
-            indexed = client.count(record.name) - 200
+            indexed = client.count(record.name) - WARM_RECORDS
         memory = {name: (before[name], peaks[name], after[name]) for name in before}
         explained = Counter(str(one.reason) for one in found if one.verdict == "reject" and one.identical)
         report = Poisoned(records, indexed, explained, sum(process.lives - 1 for process in alive), seconds, memory)
