@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     """Answer every line of stdin until it ends."""
     settings = load_settings()
     encoder, feed = open_encoder(arguments[0], settings), PictureFeed(_SEED)
-    with ThreadPoolExecutor(settings.embed_decode_threads) as pool:
+    with ThreadPoolExecutor(settings.decode_children) as pool:
         embed_all(encoder, pool, feed.next_bytes(2 * settings.embed_batch_items), settings.embed_batch_items)
         print("ready", flush=True)
         for line in sys.stdin:
