@@ -27,7 +27,7 @@ from embedding.open_clip_towers import PictureTower, TextTower, load_model
 from embedding.open_network import open_network
 from embedding.parity import PROBES, probe_pictures
 from embedding.pictures import PictureLimits
-from embedding.prepare import prepared_array
+from embedding.prepare import check_prepared, prepared_array
 
 BATCH_ITEMS = 16
 """Items in one forward pass on a CPU: more are no faster (ViT-B/32: 88 a second at 16, 91 at 32) and take more memory."""
@@ -115,8 +115,7 @@ class OpenClipEncoder:
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode n prepared pictures, shape (n, height, width, 3), to unit vectors, shape (n, dimension)."""
-        if pictures.shape[1:] != self._model.recipe.shape:
-            raise ValueError(f"pictures have shape {pictures.shape}, not (n, {', '.join(map(str, self._model.recipe.shape))})")
+        check_prepared(pictures, self._model.recipe)
         return self._in_batches(self._run_pictures, pictures)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:

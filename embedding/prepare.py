@@ -27,3 +27,9 @@ def prepared_array(data: bytes, recipe: PictureRecipe, limits: PictureLimits) ->
         ``decode_failed``, ``too_many_pixels``, ``too_large``, ``unsupported_content_type``.
     """
     return np.frombuffer(prepare_picture(data, recipe, limits).tobytes(), np.uint8).reshape(recipe.shape)
+
+
+def check_prepared(pictures: NDArray[np.uint8], recipe: PictureRecipe) -> None:
+    """Raise ValueError unless the pictures have shape (n, *recipe.shape)."""
+    if pictures.shape[1:] != recipe.shape:
+        raise ValueError(f"pictures have shape {pictures.shape}, not (n, {', '.join(map(str, recipe.shape))})")

@@ -19,7 +19,7 @@ from contracts.encoder import EmbeddingSpace, PictureRecipe
 from contracts.errors import RecordError, SettingsError, UnavailableError
 from contracts.settings import Settings
 from embedding.pictures import PictureLimits
-from embedding.prepare import prepared_array
+from embedding.prepare import check_prepared, prepared_array
 from embedding.remote_http import EmbeddingServer, RefusedError
 from embedding.remote_name import RemoteName, parse_remote_name
 from embedding.remote_probe import PROBE_TEXT, fingerprint, is_other_model, probe_picture
@@ -76,8 +76,7 @@ class RemoteEncoder:
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode n prepared pictures, shape (n, height, width, 3), to unit vectors, shape (n, dimension); raises as `encode_texts`."""
-        if pictures.shape[1:] != self._name.recipe.shape:
-            raise ValueError(f"pictures have shape {pictures.shape}, not (n, {', '.join(map(str, self._name.recipe.shape))})")
+        check_prepared(pictures, self._name.recipe)
         return self._encode("picture", [data_uri(picture) for picture in pictures])
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
