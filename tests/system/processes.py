@@ -170,4 +170,9 @@ def running(site: Site, *names: str, collection: str | None = None) -> Iterator[
             process.start()
         for process in processes.values():
             process.wait_ready()
-        yield processes
+        try:
+            yield processes
+        except BaseException:
+            for process in processes.values():  # what pytest shows under the failure: without it nobody knows what the role saw
+                print(f"---- {process.name}, end of stderr ----\n{process.stderr()[-6000:]}", file=sys.stderr)
+            raise
