@@ -74,12 +74,19 @@ def normalise(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def search(query: NDArray[np.float32], matrix: NDArray[np.float32], metric: Metric, limit: int, allowed: NDArray[np.bool_] | None = None) -> FlatHits:
-    """Find the `limit` closest rows of a matrix, exactly.
+    """Find the `limit` closest rows of a matrix for one query, shape (d,), exactly; the rest as `search_batch`."""
+    return search_batch(query[None], matrix, metric, limit, allowed)[0]
+
+
+def search_batch(
+    queries: NDArray[np.float32], matrix: NDArray[np.float32], metric: Metric, limit: int, allowed: NDArray[np.bool_] | None = None
+) -> list[FlatHits]:
+    """Find the `limit` closest rows of a matrix for each query, exactly.
 
     Parameters
     ----------
-    query : NDArray[np.float32]
-        shape (d,); of length 1 for cosine.
+    queries : NDArray[np.float32]
+        shape (q, d); of length 1 for cosine.
     matrix : NDArray[np.float32]
         shape (n, d), C order; rows of length 1 for cosine.
     metric : {"cosine", "dot", "euclid"}
@@ -91,42 +98,42 @@ def search(query: NDArray[np.float32], matrix: NDArray[np.float32], metric: Metr
 
     Returns
     -------
-    FlatHits
-        Fewer than `limit` where fewer rows are allowed.
+    list of FlatHits
+        One for each query; fewer than `limit` rows where fewer are allowed.
     """
-    if query.shape != matrix.shape[1:]:
-        raise ValueError(f"query has shape {query.shape}, the matrix {matrix.shape}")
+    if queries.shape[1:] != matrix.shape[1:]:
+        raise ValueError(f"a query has shape {queries.shape[1:]}, the matrix {matrix.shape}")
     found = len(matrix) if allowed is None else int(np.count_nonzero(allowed))
     if found == 0 or limit < 1:
-        return FlatHits(np.zeros(0, np.int64), np.zeros(0, np.float32))
+        return [FlatHits(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
     limit = min(limit, found)
     if allowed is None or found == len(matrix):
-        return _knn(query, matrix, metric, limit, None)
+        return _knn(queries, matrix, metric, limit, None)
     if found < GATHER_BELOW * len(matrix):
         rows = np.flatnonzero(allowed)
-        hits = _knn(query, matrix[rows], metric, limit, None)
-        return FlatHits(rows[hits.rows], hits.scores)
-    return _knn(query, matrix, metric, limit, allowed)
+        return [FlatHits(rows[hits.rows], hits.scores) for hits in _knn(queries, matrix[rows], metric, limit, None)]
+    return _knn(queries, matrix, metric, limit, allowed)
 
 
-def _knn(query: NDArray[np.float32], matrix: NDArray[np.float32], metric: Metric, limit: int, allowed: NDArray[np.bool_] | None) -> FlatHits:
-    _one_thread()
-    scores, rows = np.empty((1, limit), np.float32), np.empty((1, limit), np.int64)
+def _knn(queries: NDArray[np.float32], matrix: NDArray[np.float32], metric: Metric, limit: int, allowed: NDArray[np.bool_] | None) -> list[FlatHits]:
+    one_thread()
+    scores, rows = np.empty((len(queries), limit), np.float32), np.empty((len(queries), limit), np.int64)
     bits = None if allowed is None else np.packbits(allowed, bitorder="little")  # kept in a name: faiss holds only its address
-    selector = None if bits is None else faiss.IDSelectorBitmap(len(matrix), faiss.swig_ptr(bits))
-    query = np.ascontiguousarray(query, dtype=np.float32)
-    place = (faiss.swig_ptr(query), faiss.swig_ptr(matrix), matrix.shape[1], 1, len(matrix), limit, faiss.swig_ptr(scores), faiss.swig_ptr(rows))
+    selector = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    shape = (matrix.shape[1], len(queries), len(matrix), limit)
+    place = (faiss.swig_ptr(queries), faiss.swig_ptr(matrix), *shape, faiss.swig_ptr(scores), faiss.swig_ptr(rows))
     if metric == "euclid":
         faiss.knn_L2sqr(*place, None, selector)
         np.sqrt(np.maximum(scores, 0.0), out=scores)
     else:
         faiss.knn_inner_product(*place, selector)
         np.minimum(scores, np.finfo(np.float32).max, out=scores)  # a product beyond float32 is still the largest
-    kept = rows[0] >= 0  # a score that is not comparable (NaN) is never kept by faiss, so a place can stay empty
-    return FlatHits(rows[0][kept], scores[0][kept])
+    kept = rows >= 0  # a score that is not comparable (NaN) is never kept by faiss, so a place can stay empty
+    return [FlatHits(rows[at][kept[at]], scores[at][kept[at]]) for at in range(len(queries))]
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
     """One OpenMP thread per searching thread: faiss splits a batch of queries, never one query, so more of them only wait."""
     if not getattr(_threads, "set", False):
         faiss.omp_set_num_threads(1)  # the setting is the calling thread's own

@@ -1,0 +1,33 @@
+"""The number of lists follows from what segments measured."""
+
+from __future__ import annotations
+
+from vectors.nprobe import UNMEASURED_LEAST, choose_nprobe
+
+SMALL = {1: 0.5, 2: 0.7, 4: 0.9, 8: 0.97}
+LARGE = {1: 0.3, 2: 0.5, 4: 0.7, 8: 0.9, 16: 0.98}
+
+
+def test_the_smallest_number_that_reaches_the_target_is_chosen() -> None:
+    assert choose_nprobe([(100, SMALL)], 0.9, 64) == 4
+    assert choose_nprobe([(100, SMALL)], 0.5, 64) == 1
+
+
+def test_between_two_measured_numbers_it_is_interpolated() -> None:
+    assert choose_nprobe([(100, LARGE)], 0.79, 64) == 6
+
+
+def test_segments_count_by_their_rows_and_a_missing_number_as_the_next_lower_one() -> None:
+    assert choose_nprobe([(1, SMALL), (999, LARGE)], 0.9, 64) == 8
+    assert choose_nprobe([(1000, SMALL), (1000, LARGE)], 0.975, 64) == 16
+
+
+def test_a_recall_that_nothing_reaches_takes_all_that_was_measured_and_never_more_lists_than_there_are() -> None:
+    assert choose_nprobe([(100, SMALL)], 0.99, 64) == 8
+    assert choose_nprobe([(100, LARGE)], 0.98, 10) == 10
+
+
+def test_without_measurements_a_share_of_the_lists_is_probed() -> None:
+    assert choose_nprobe([], 0.95, 4096) == 64
+    assert choose_nprobe([(100, {})], 0.95, 16) == UNMEASURED_LEAST
+    assert choose_nprobe([], 0.95, 4) == 4

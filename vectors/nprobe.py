@@ -1,0 +1,48 @@
+"""How many lists to probe for a recall that is asked for.
+
+Takes: what was measured when segments were written. Gives: nprobe. Owns: the guess where nothing was measured.
+Never: promises a recall that no table shows: then all that was measured is probed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+UNMEASURED_LEAST, UNMEASURED_SHARE = 8, 1 / 64
+
+
+def choose_nprobe(tables: Sequence[tuple[int, Mapping[int, float]]], target_recall: float, nlist: int) -> int:
+    """Smallest nprobe whose recall, as the mean over rows, reaches the target.
+
+    Parameters
+    ----------
+    tables : sequence of (int, Mapping of int to float)
+        For each segment its rows, and its recall by nprobe.
+    target_recall : float
+        Share of the true neighbours that are to be found, above 0, at most 1.
+    nlist : int
+        Number of lists.
+
+    Returns
+    -------
+    int
+        At least 1, at most `nlist`. Between two measured numbers it is interpolated; the largest measured one where none reaches the target.
+    """
+    steps = sorted({nprobe for _, table in tables for nprobe in table if nprobe >= 1})
+    if not steps:
+        return min(nlist, max(UNMEASURED_LEAST, math.ceil(nlist * UNMEASURED_SHARE)))
+    rows = sum(count for count, _ in tables)
+    lower, reached = 0, 0.0
+    for nprobe in steps:
+        recall = sum(count * _at(table, nprobe) for count, table in tables) / max(1, rows)
+        if recall >= target_recall:
+            part = (target_recall - reached) / (recall - reached) if recall > reached else 1.0
+            return min(nlist, max(1, math.ceil(lower + part * (nprobe - lower))))
+        lower, reached = nprobe, recall
+    return min(nlist, steps[-1])
+
+
+def _at(table: Mapping[int, float], nprobe: int) -> float:
+    """Recall at the largest measured number that is at most `nprobe`."""
+    return max((recall for measured, recall in table.items() if measured <= nprobe), default=0.0)
