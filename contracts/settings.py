@@ -110,6 +110,12 @@ class Settings(BaseSettings):
     query_port: int = Field(8080, ge=0, le=65535, description="port of the query service; 0 picks a free one")
     query_poll_seconds: float = Field(30.0, gt=0, description="how often manifests are polled where no commit notice came")
     query_threads: int = Field(4, ge=1, description="threads that search")
+    load_threads: int = Field(8, ge=1, le=256, description="threads that download and open segments")
+    cache_bytes: int = Field(0, ge=0, description="most bytes of downloaded segments under cache_dir, exceeded only by what is in use; 0 keeps all")
+    memory_bytes: int = Field(
+        0, ge=0, description="most memory that indexes may take on this node; what does not fit is not served, and answers say so; 0 is no limit"
+    )
+    target_recall: float = Field(0.95, gt=0, le=1, description="share of the true neighbours that a query is to find where it does not say more")
     max_limit: int = Field(1000, ge=1, description="most hits that one query may ask for")
     max_body_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest request body")
 

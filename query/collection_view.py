@@ -14,24 +14,33 @@ from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
 from contracts.errors import HeadwaterError, UnavailableError
 from contracts.head_lag import HeadLag
+from query.coding import Coder
+from query.field_indexes import FieldIndexes
+from query.field_numbers import FieldNumbers, FieldNumbersCache
 from query.follow import ManifestFollower
 from query.hot_load import check_identity
+from query.node import Node
 from query.partition import Partition
 from query.partition_view import PartitionView
 from query.parts import Part
+from query.segments import SegmentLoader
 from query.tail_reader import TailReader
+from vectors.logical_index import LogicalIndex
+from vectors.tiers import Tiers
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionSnapshot:
-    """What one query sees: the views of all loaded partitions, taken once."""
+    """What one query sees: the views of all loaded partitions, taken once, and the tiers of the logical indexes that hold their rows."""
 
     record: CollectionRecord
     index: IndexRecord
     views: Mapping[int, PartitionView]
     taken_at_us: int
+    tiers: Mapping[LogicalIndex, Tiers]
+    row_numbers: FieldNumbersCache
 
     @property
     def parts(self) -> Iterator[tuple[int, Part]]:
@@ -53,8 +62,12 @@ class CollectionSnapshot:
 
     @property
     def coverage(self) -> float:
-        """Share of the partitions that are loaded."""
-        return len(self.views) / self.record.partitions
+        """Share of the committed rows that answers are from: the mean over all partitions, of which one without a manifest counts nothing."""
+        return sum(view.coverage for view in self.views.values()) / self.record.partitions
+
+    def numbers(self, field: str) -> FieldNumbers:
+        """How the rows of one field are searched."""
+        return self.row_numbers.get(field, self.views, self.expired_before_us)
 
 
 class CollectionView:
@@ -66,15 +79,24 @@ class CollectionView:
         Log, store, settings, metrics, clock.
     record : CollectionRecord
         The collection; its active index is served.
+    node : Node, optional
+        What it shares with the other collections of this node; its own where it is None.
     """
 
-    def __init__(self, engines: Engines, record: CollectionRecord) -> None:
+    def __init__(self, engines: Engines, record: CollectionRecord, node: Node | None = None) -> None:
         self.record, self.index = record, record.index()
         self._engines = engines
+        self._node, self._owns_node = node or Node.of(engines), node is None
         self._partitions = {number: Partition(record, self.index, number) for number in range(record.partitions)}
         self._staleness = HeadLag()
-        self._tail = TailReader(engines, record, self.index, self._partitions, self._notice)
-        self._follower = ManifestFollower(engines, record, self.index, self._partitions, self._tail.start_partition)
+        self._tail = TailReader(engines, record, self.index, self._partitions, self._notice, self._node.memory)
+        self._indexes = FieldIndexes(engines.store, record, self.index)
+        self._numbers = FieldNumbersCache()
+        self._coder = Coder(record.name, self._partitions, self._indexes)
+        segments = SegmentLoader(self._node, self.index, record.attributes, self._indexes)
+        self._follower = ManifestFollower(
+            engines, record, self.index, self._partitions, segments, self._node.pool, self._tail.start_partition, self._coder.look
+        )
         self._started = False
         self._error: HeadwaterError | None = None
 
@@ -94,33 +116,39 @@ class CollectionView:
             return
         self._error, self._started = None, True
         self._tail.start()
+        self._coder.start()
         self._follower.start()
 
     def stop(self) -> None:
         """End the threads; views that queries hold stay good."""
         seconds = self._engines.settings.stop_seconds
+        if self._owns_node:
+            self._node.pool.close()
         self._follower.stop(seconds)
         self._tail.stop(seconds)
+        self._coder.stop(seconds)
+        self._node.memory.set_tail(self.record.name, 0)
 
     @property
     def failure(self) -> Exception | None:
         """The mistake that ended one of the threads, or None."""
-        return self._tail.failure or self._follower.failure
+        return self._tail.failure or self._follower.failure or self._coder.failure
 
     @property
     def ready(self) -> bool:
-        """Whether every partition is loaded."""
-        return self._started and all(partition.view is not None for partition in self._partitions.values())
+        """Whether every segment of every partition is loaded."""
+        return self._started and all(partition.view is not None and partition.view.loaded.complete for partition in self._partitions.values())
 
     def state(self) -> dict[str, object]:
         """What `/readyz` and `GET /collections/{c}` say: readiness, coverage, and what stands in the way."""
-        loaded = sum(partition.view is not None for partition in self._partitions.values())
+        views = [view for partition in self._partitions.values() if (view := partition.view) is not None]
+        coverage = sum(view.coverage for view in views) / len(self._partitions)
         errors = {str(number): text for number, text in sorted(self._follower.errors.items())}
         for number in self._tail.held:
             errors.setdefault(str(number), "the next record of the vectors topic cannot be read; an older state is served")
         if self._error is not None:
             errors["collection"] = str(self._error)
-        return {"ready": self.ready, "coverage": loaded / len(self._partitions), "errors": errors}
+        return {"ready": self.ready, "coverage": coverage, "errors": errors}
 
     def snapshot(self) -> CollectionSnapshot:
         """Pin the newest views.
@@ -132,10 +160,19 @@ class CollectionView:
         """
         if self._error is not None:
             raise UnavailableError(self._error.message, hint=self._error.hint, code=self._error.error_code)
-        views = {number: view for number, partition in self._partitions.items() if (view := partition.view) is not None}
+        views, tiers = self._pinned()
         if not views:
             raise UnavailableError(f"collection {self.record.name!r} is being loaded", hint="try again in a moment", code="collection_loading")
-        return CollectionSnapshot(self.record, self.index, views, int(self._engines.clock.now_seconds() * 1_000_000))
+        now_us = int(self._engines.clock.now_seconds() * 1_000_000)
+        return CollectionSnapshot(self.record, self.index, views, now_us, tiers, self._numbers)
+
+    def _pinned(self) -> tuple[dict[int, PartitionView], dict[LogicalIndex, Tiers]]:
+        """Views and tiers that fit: rows are put into tiers before a view names them, and only new tiers lack what no view names any more."""
+        while True:
+            tiers = self._indexes.tiers()
+            views = {number: view for number, partition in self._partitions.items() if (view := partition.view) is not None}
+            if tiers == self._indexes.tiers():
+                return views, tiers
 
     def staleness_seconds(self, snapshot: CollectionSnapshot) -> float:
         """How far a snapshot is behind the media log's head."""
@@ -168,6 +205,7 @@ class CollectionView:
             snapshot = self.snapshot()
         except UnavailableError:
             return
+        self._numbers.forget(snapshot.views)
         expected = snapshot.expected
         self._staleness.forget(expected)
         self._set_gauges(snapshot, self._staleness.seconds(expected, now), self._staleness.records(expected))
@@ -182,5 +220,12 @@ class CollectionView:
         tails = [view.tail for view in views]
         metrics.tail_rows.labels(name).set(sum(int(tail.live.sum()) for tail in tails))
         metrics.segments.labels(name, "loaded").set(len(segments))
-        metrics.index_bytes.labels(name, "sealed").set(sum(segment.size_bytes for segment in segments))
-        metrics.index_bytes.labels(name, "tail").set(sum(column.matrix.nbytes for tail in tails for column in tail.vectors.values()))
+        tail_bytes = sum(column.size_bytes for tail in tails for column in tail.vectors.values())
+        self._node.memory.set_tail(name, tail_bytes)
+        flat = [column for segment in segments for column in segment.vectors.values()]
+        metrics.index_bytes.labels(name, "flat").set(sum(column.size_bytes for column in flat))
+        metrics.index_bytes.labels(name, "tail").set(tail_bytes)
+        sizes = [index.size_bytes for index in self._indexes.all().values()]
+        for tier in ("big", "small"):
+            metrics.index_bytes.labels(name, tier).set(sum(size[tier] for size in sizes))
+        metrics.index_bytes.labels(name, "mapped").set(sum(column.mapped_bytes for column in flat))

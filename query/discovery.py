@@ -15,6 +15,7 @@ from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import HeadwaterError, NotFoundError, UnavailableError
 from query.collection_view import CollectionView
+from query.node import Node
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Collections:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
         self._catalog = CollectionCatalog(engines.store)
+        self._node = Node.of(engines)
         self._served: dict[str, CollectionView] = {}
         self._arriving: dict[str, CollectionView] = {}
         self._listed = False
@@ -51,6 +53,7 @@ class Collections:
     def stop(self) -> None:
         """End the threads, and those of every collection."""
         self._stop.set()
+        self._node.pool.close()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(self._engines.settings.stop_seconds)
@@ -115,7 +118,7 @@ class Collections:
     def _keep(self, name: str, record: CollectionRecord) -> None:
         served = self._served.get(name)
         if served is None or served.record.incarnation != record.incarnation:
-            self._served[name] = CollectionView(self._engines, record)
+            self._served[name] = CollectionView(self._engines, record, self._node)
             self._served[name].start()
             self._drop_arriving(name)
             if served is not None:
@@ -127,7 +130,7 @@ class Collections:
         arriving = self._arriving.get(name)
         if arriving is None or arriving.record != record:
             self._drop_arriving(name)
-            self._arriving[name] = CollectionView(self._engines, record)
+            self._arriving[name] = CollectionView(self._engines, record, self._node)
         self._arriving[name].start()
         if self._arriving[name].ready:  # another schema or index of the same incarnation: the old view serves until now
             self._served[name] = self._arriving.pop(name)

@@ -10,17 +10,24 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import inf
 
 from contracts.attributes import parse_time
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, HeadwaterError
-from query.hot_load import PartitionLoader, check_manifest
+from query.hot_load import PartitionLoader
+from query.load_pool import LoadPool
+from query.memory_budget import MemoryFullError
 from query.partition import Partition
+from query.partition_view import LoadedManifest
+from query.segments import SegmentLoader
 
 logger = logging.getLogger(__name__)
 
-LOAD_THREADS = 4
+MOST_AT_ONCE = 64
+"""Partitions that are looked at together; their segments are loaded by the node's threads."""
 RETRY_SECONDS = 1.0
 
 
@@ -35,8 +42,12 @@ class ManifestFollower:
         The collection and its served index.
     partitions : Mapping of int to Partition
         What is kept up to date.
+    segments, pool
+        Opens segments, on these threads.
     start_partition : callable
         Tells the tail reader to read a partition from its `vectors_offset`.
+    on_swap : callable
+        Told that a partition serves something new.
     """
 
     def __init__(
@@ -45,13 +56,17 @@ class ManifestFollower:
         record: CollectionRecord,
         index: IndexRecord,
         partitions: Mapping[int, Partition],
+        segments: SegmentLoader,
+        pool: LoadPool,
         start_partition: Callable[[int], None],
+        on_swap: Callable[[], None],
     ) -> None:
         self._engines, self._record, self._index = engines, record, index
-        self._partitions, self._start_partition = partitions, start_partition
-        self._loaders = {number: PartitionLoader(engines.store, record, index, number) for number in partitions}
+        self._partitions, self._start_partition, self._on_swap = partitions, start_partition, on_swap
+        self._loaders = {number: PartitionLoader(engines.store, record, index, number, segments, pool) for number in partitions}
         self._wanted: set[int] = set(partitions)
-        self._retry: set[int] = set()
+        self._retry_at: dict[int, float] = {}
+        self._busy: set[int] = set()
         self._errors: dict[int, str] = {}
         self._wake = threading.Condition()
         self._stopping = False
@@ -92,7 +107,7 @@ class ManifestFollower:
 
     def _follow(self) -> None:
         next_poll = self._engines.clock.monotonic_seconds() + self._engines.settings.query_poll_seconds
-        with ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="hot-load") as pool:
+        with ThreadPoolExecutor(min(MOST_AT_ONCE, len(self._partitions)), thread_name_prefix="hot-load") as pool:
             while True:
                 now = self._engines.clock.monotonic_seconds()
                 polled = now >= next_poll
@@ -101,30 +116,42 @@ class ManifestFollower:
                 work = self._next_work(next_poll - now, polled)
                 if work is None:
                     return
-                list(pool.map(self._load, sorted(work)))
+                for number in sorted(work):
+                    pool.submit(self._look, number)
 
     def _next_work(self, seconds: float, everything: bool) -> set[int] | None:
         """Partitions to look at, waiting for some until the next poll or retry; None at the end."""
         with self._wake:
             if everything:
                 self._wanted |= set(self._partitions)
-            elif not self._wanted and not self._stopping:
-                self._wake.wait(max(0.0, min(seconds, RETRY_SECONDS) if self._retry else seconds))
-                if not self._wanted:
-                    self._wanted |= self._retry
-            work, self._wanted = self._wanted, set()
-            self._retry -= work
+            elif not self._wanted - self._busy and not self._stopping:
+                until_retry = min(self._retry_at.values(), default=inf) - self._engines.clock.monotonic_seconds()
+                self._wake.wait(max(0.0, min(seconds, until_retry)))
+            now = self._engines.clock.monotonic_seconds()
+            self._wanted |= {number for number, due in self._retry_at.items() if due <= now}
+            work = self._wanted - self._busy  # a partition that is being loaded is looked at again afterwards
+            self._wanted -= work
+            self._busy |= work
+            for number in work:
+                self._retry_at.pop(number, None)
             return None if self._stopping else work
+
+    def _look(self, number: int) -> None:
+        try:
+            self._load(number)
+        except Exception as error:  # noqa: BLE001 - as in `_run`
+            self.failure = error
+        finally:
+            with self._wake:
+                self._busy.discard(number)
+                self._wake.notify_all()
 
     def _load(self, number: int) -> None:
         partition, name = self._partitions[number], self._record.name
         current = None if partition.view is None else partition.view.loaded
+        whole = current is not None and current.complete  # then an answer that is whole but old is better than one that is new and has holes
         try:
-            loaded = self._loaders[number].load(current)
-            if loaded is None:
-                self._errors.pop(number, None)
-                return
-            check_manifest(loaded.read.manifest, self._record, self._index)
+            loaded = self._loaders[number].load(current, None if whole else partial(self._serve, number, reads_tail=False))
         except CorruptError as error:
             logger.error("a manifest or segment is damaged; the old view is kept: %s", error, extra={"collection": name, "partition": number})
             self._engines.metrics.records.labels(name, "hot_load", "corrupt").inc()
@@ -133,14 +160,21 @@ class ManifestFollower:
         except HeadwaterError as error:
             logger.warning("a manifest cannot be loaded now: %s", error, extra={"collection": name, "partition": number})
             self._errors[number] = str(error)
+            if isinstance(error, MemoryFullError) and not whole and partition.view is not None:
+                self._serve(number, partition.view.loaded, reads_tail=True)  # no more will come: at least it stays fresh
             with self._wake:
-                self._retry.add(number)
+                self._retry_at[number] = self._engines.clock.monotonic_seconds() + RETRY_SECONDS
             return
-        if partition.swap(loaded) is not None:
-            self._start_partition(number)
+        if loaded is not None:
+            self._serve(number, loaded, reads_tail=True)
+            if whole:
+                self._observe(loaded.read.manifest.committed_at)
         self._errors.pop(number, None)
-        if current is not None:
-            self._observe(loaded.read.manifest.committed_at)
+
+    def _serve(self, number: int, loaded: LoadedManifest, reads_tail: bool) -> None:
+        if self._partitions[number].swap(loaded, reads_tail) is not None:
+            self._start_partition(number)
+        self._on_swap()
 
     def _observe(self, committed_at: str) -> None:
         try:

@@ -6,6 +6,11 @@ Never: touches what queries read; `Partition.swap` does that once everything is 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from time import monotonic
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,14 +18,18 @@ from backends.catalog.manifests import ManifestChain
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.errors import SnapshotError, UnavailableError
 from contracts.log import Log
-from contracts.manifest import Manifest, ReadManifest
+from contracts.manifest import Manifest, ReadManifest, SegmentEntry
 from contracts.object_keys import CollectionKeys
 from contracts.store import ObjectStore
+from query.load_pool import LoadPool
+from query.memory_budget import MemoryFullError
 from query.partition_view import LoadedManifest
-from query.segments import LoadedDelta, LoadedSegment, load_delta, load_segment
+from query.segments import LoadedDelta, LoadedSegment, SegmentLoader, load_delta
 
 SNAPSHOT_ATTEMPTS = 5
 """A manifest's objects can be compacted away while they are read; the newest manifest then has others."""
+PROGRESS_SECONDS = 0.2
+"""How often what is loaded so far is told."""
 
 
 class PartitionLoader:
@@ -29,36 +38,49 @@ class PartitionLoader:
     Parameters
     ----------
     store : ObjectStore
-        Where manifests and segments lie.
+        Where manifests and deltas lie.
     record, index
         The collection and the index that is served.
     number : int
         The partition.
+    segments : SegmentLoader
+        Opens segments.
+    pool : LoadPool
+        Where that is done, many at once.
     """
 
-    def __init__(self, store: ObjectStore, record: CollectionRecord, index: IndexRecord, number: int) -> None:
-        self._store, self._record, self._index = store, record, index
+    def __init__(
+        self, store: ObjectStore, record: CollectionRecord, index: IndexRecord, number: int, segments: SegmentLoader, pool: LoadPool
+    ) -> None:
+        self._store, self._record, self._index, self._segments, self._pool = store, record, index, segments, pool
         keys = CollectionKeys(record.name, record.incarnation).index(index.name).partition(number)
         self._chain = ManifestChain(store, keys)
 
-    def load(self, current: LoadedManifest | None) -> LoadedManifest | None:
-        """Load the newest manifest; None when `current` is the newest.
+    def load(self, current: LoadedManifest | None, on_progress: Callable[[LoadedManifest], None] | None = None) -> LoadedManifest | None:
+        """Load the newest manifest; None when `current` is the newest and complete.
+
+        Parameters
+        ----------
+        current : LoadedManifest, optional
+            What is loaded already.
+        on_progress : callable, optional
+            Told what there is so far, the newest segments first, while others are still being loaded.
 
         Raises
         ------
         UnavailableError
-            There is no manifest yet, or the store does not answer.
+            There is no manifest yet, or the store does not answer; ``memory_full``: not all segments fit, those that do were told.
         SnapshotError
             Objects went away again and again while they were read.
         CorruptError
-            Bytes are not what the manifest says; nothing of it is served.
+            Bytes are not what the manifest says, or the manifest belongs to something else; nothing of it is served but what was told.
         """
         for _ in range(SNAPSHOT_ATTEMPTS):
             try:
                 read = self._newest(current)
-                if current is not None and read.manifest.version <= current.version:
+                if current is not None and read.manifest.version <= current.version and current.complete:
                     return None
-                return self._load(read, current)
+                return self._load(read, current, on_progress)
             except SnapshotError as error:
                 gone = error
         raise gone
@@ -76,16 +98,57 @@ class PartitionLoader:
             )
         return read
 
-    def _load(self, read: ReadManifest, current: LoadedManifest | None) -> LoadedManifest:
+    def _load(self, read: ReadManifest, current: LoadedManifest | None, on_progress: Callable[[LoadedManifest], None] | None) -> LoadedManifest:
         manifest = read.manifest
-        have = {} if current is None else current.segments
-        segments = {
-            entry.segment_id: have.get(entry.segment_id) or load_segment(self._store, entry, self._index, self._record.attributes)
-            for entry in manifest.segments
-        }
+        check_manifest(manifest, self._record, self._index)
         known = {} if current is None else current.deltas
         deltas = {entry.key: known.get(entry.key) or load_delta(self._store, entry) for entry in manifest.deletes}
-        return LoadedManifest(read, segments, deltas, _live_rows(segments, deltas, current))
+        have = {} if current is None else dict(current.segments)
+        missing = [entry for entry in reversed(manifest.segments) if entry.segment_id not in have]
+        told_at = -PROGRESS_SECONDS
+        try:
+            for entry, segment in self._opened(missing):
+                have[entry.segment_id] = segment
+                if on_progress is not None and monotonic() - told_at >= PROGRESS_SECONDS:
+                    current = _loaded(read, have, deltas, current)
+                    on_progress(current)
+                    told_at = monotonic()
+        except MemoryFullError:
+            if on_progress is not None:
+                on_progress(_loaded(read, have, deltas, current))
+            raise
+        return _loaded(read, have, deltas, current)
+
+    def _opened(self, missing: Sequence[SegmentEntry]) -> Iterator[tuple[SegmentEntry, LoadedSegment]]:
+        """Segments in the given order, opened many at once; one by one where memory runs out, so that older ones take no newer one's room."""
+        loads = [self._pool.submit(rank, partial(self._segments.load, entry)) for rank, entry in enumerate(missing)]
+        try:
+            for at, entry in enumerate(missing):
+                try:
+                    segment = loads[at].result()
+                except MemoryFullError:
+                    _drop(loads)
+                    for rest in missing[at:]:
+                        yield rest, self._segments.load(rest)
+                    return
+                yield entry, segment
+        except CancelledError:
+            raise UnavailableError("the node stops", hint="ask another one") from None
+        finally:
+            _drop(loads)
+
+
+def _drop(loads: list[Future[LoadedSegment]]) -> None:
+    """Cancel what waits, wait for what is under way, and let go of all results."""
+    under_way = [load for load in loads if not load.cancel()]
+    for load in under_way:
+        load.exception()
+    loads.clear()
+
+
+def _loaded(read: ReadManifest, have: Mapping[str, LoadedSegment], deltas: dict[str, LoadedDelta], current: LoadedManifest | None) -> LoadedManifest:
+    segments = {entry.segment_id: have[entry.segment_id] for entry in read.manifest.segments if entry.segment_id in have}
+    return LoadedManifest(read, segments, deltas, _live_rows(segments, deltas, current))
 
 
 def _live_rows(segments: dict[str, LoadedSegment], deltas: dict[str, LoadedDelta], current: LoadedManifest | None) -> dict[str, NDArray[np.bool_]]:

@@ -24,7 +24,7 @@ from query.http_errors import BodyLimit, install_handlers, json_response
 from query.http_models import MODELS
 from query.http_points import PointRoutes
 from query.pipeline import Pipeline
-from query.search import count
+from query.scan import count
 
 _QDRANT_DISTANCE = {"cosine": "Cosine", "dot": "Dot", "euclid": "Euclid"}
 
@@ -85,7 +85,7 @@ def _described(view: CollectionView) -> dict[str, Any]:
         snapshot = view.snapshot()
         points = count(snapshot, None)
         segments = sum(len(pinned.loaded.segments) for pinned in snapshot.views.values())
-        vectors = sum(len(column.matrix) for _, part in snapshot.parts for column in part.vectors.values())
+        vectors = sum(column.vectors for _, part in snapshot.parts for column in part.vectors.values())
         freshness = view.freshness(snapshot)
         status = "green" if view.ready and not state["errors"] else "yellow"
     except UnavailableError:

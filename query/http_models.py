@@ -38,9 +38,20 @@ class Selection(Body):
 
     filter: Any = Field(None, description='{"must": [{"key": "NAME", "match": {"value": VALUE}}]}')
     with_payload: bool | Names | None = Field(None, description="attributes and text: all, none, or these names")
-    with_vector: bool | Names = Field(False, description="stored vectors: all, none, or of these fields")
+    with_vector: bool | Names = Field(False, description="stored vectors: all, none, or of these fields; of coded rows what their refine codes say")
     with_lineage: bool = Field(False, description="where each point came from")
     consistency: Consistency = Consistency()
+
+
+class SearchParams(Body):
+    """How hard to look. Without any of it, `target_recall` of the service's settings."""
+
+    target_recall: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="share of the true neighbours that is to be found")
+    nprobe: int | None = Field(None, ge=1, le=2**31 - 1, description="inverted lists to look into, whatever recall that gives")
+    exact: bool = Field(False, description="compare every row, with the stored refine vectors where rows are coded")
+    hnsw_ef: int | None = Field(None, ge=0, description="accepted for compatibility: there is no graph")
+    indexed_only: bool = Field(False, description="accepted for compatibility: what is not indexed is compared exactly")
+    quantization: Any = Field(None, description="accepted for compatibility: candidates are always refined")
 
 
 class QueryRequest(Selection):
@@ -51,7 +62,7 @@ class QueryRequest(Selection):
     limit: int = Field(10, ge=1, description="most hits")
     offset: int = Field(0, ge=0, le=MAX_OFFSET, description="hits to pass over")
     score_threshold: float | None = Field(None, allow_inf_nan=False, description="worst score that is returned")
-    params: dict[str, Any] | None = Field(None, description="accepted for compatibility: this version searches exactly")
+    params: SearchParams | None = None
 
 
 class QueryBatchRequest(Body):

@@ -96,12 +96,7 @@ class PointRoutes:
                     "a search of a batch has a consistency of its own", hint="give one consistency beside `searches`", code="invalid_request"
                 )
 
-            def run(pinned: CollectionSnapshot) -> Answer:
-                answers = [self._pipeline.query(pinned, search) for search in body.searches]
-                usage = {"searched_rows": sum(answer.usage.get("searched_rows", 0) for answer in answers)}
-                return Answer([answer.result for answer in answers], usage)
-
-            return run
+            return lambda pinned: self._pipeline.query_batch(pinned, body)
 
         return await self._read(request, collection, QueryBatchRequest, work)
 

@@ -4,13 +4,17 @@ Two writers meet here under one lock: the tail reader brings records, the hot lo
 are the protocol model's (`node` in its specification): new segments are loaded before the tail is cut; at a swap, expected offset and
 vectors position become the maximum of both; tail rows and tail deletes mask rows of all segments, later ones too.
 
-Takes: records, loaded manifests. Gives: the newest `PartitionView`. Owns: chain, tail and masks. Never: waits for I/O under its lock.
+While a partition starts, it may be served segment by segment; its tail is not read before, since a patch needs its base row. Rows are coded, here
+and by `query.coding`, without anybody seeing it: a view names rows by the codes only that were findable before it was published.
+
+Takes: records, loaded manifests, codes. Gives: the newest `PartitionView`. Owns: chain, tail and masks. Never: waits for I/O under its lock.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,8 +29,10 @@ from contracts.log import LogRecord
 from contracts.media_patch import BaseRow
 from contracts.vectors_batch import CommitNotice, batch_schema, decode_batch, read_headers
 from query.partition_view import LoadedManifest, PartitionView
+from query.parts import CodedColumn, Part
 from query.segments import LoadedSegment
 from query.tail import Entry, Tail, newest_time_us
+from vectors.logical_index import LogicalIndex
 
 
 class Partition:
@@ -52,6 +58,9 @@ class Partition:
         self._vectors_offset = 0
         self._loaded: LoadedManifest | None = None
         self._live: dict[str, NDArray[np.bool_]] = {}
+        self._sealed: tuple[Part, ...] = ()
+        self._sealed_changed = True
+        self._reads_tail = False
         self._view: PartitionView | None = None
 
     @property
@@ -92,7 +101,7 @@ class Partition:
         # decoded before the lock is taken, so that a swap need not wait; the rule itself is applied under it
         batch = decode_batch(record, self._schema) if self._covers(span) else None
         with self._lock:
-            if record.offset < self._vectors_offset or self._loaded is None:
+            if record.offset < self._vectors_offset or not self._reads_tail:
                 return None
             before = self._chain.expected
             accepted = self._chain.accept(span)
@@ -155,32 +164,74 @@ class Partition:
                 live = self._live[name].copy()
                 live[rows[older]] = False
                 self._live[name] = live
+                self._sealed_changed = True
 
     # ---- the hot loader's arrow ---------------------------------------------------------------------------------
-    def swap(self, loaded: LoadedManifest) -> int | None:
-        """Serve a newer manifest, whose segments are loaded, from now on.
+    def swap(self, loaded: LoadedManifest, reads_tail: bool = True) -> int | None:
+        """Serve a newer manifest, or more of the same one's segments, from now on.
+
+        Parameters
+        ----------
+        loaded : LoadedManifest
+            What is loaded of it.
+        reads_tail : bool
+            Whether the tail may be read from now on. Once it is read, that stays so.
 
         Returns
         -------
         int or None
-            Vectors offset to which the tail reader must seek, where the manifest is ahead of it (or is the first).
+            Vectors offset to which the tail reader must seek: where the manifest is ahead of it, and where it may read for the first time.
         """
         checkpoint = loaded.read.manifest.checkpoint
         with self._lock:
-            first = self._loaded is None
-            self._loaded = loaded
+            first = reads_tail and not self._reads_tail
+            self._reads_tail |= reads_tail
+            self._loaded, self._sealed_changed = self._with_codes(loaded), True
             self._tail = self._tail.trimmed(checkpoint.media_offset)
             self._chain.expected = max(self._chain.expected, checkpoint.media_offset)
-            ahead = first or checkpoint.vectors_offset > self._vectors_offset
+            ahead = first or (self._reads_tail and checkpoint.vectors_offset > self._vectors_offset)
             self._vectors_offset = max(self._vectors_offset, checkpoint.vectors_offset)
             self._live = dict(loaded.live)
             self._mask(list(self._tail.newest.items()))
             self._publish()
             return self._vectors_offset if ahead else None
 
+    def _with_codes(self, loaded: LoadedManifest) -> LoadedManifest:
+        """The manifest with the segments that are here already, which may have been coded since the loader took them."""
+        mine = {} if self._loaded is None else self._loaded.segments
+        return replace(loaded, segments={name: mine.get(name, segment) for name, segment in loaded.segments.items()})
+
+    # ---- coding -------------------------------------------------------------------------------------------------
+    def recode(self, segment_id: str, field: str, column: CodedColumn) -> None:
+        """Find a segment's rows of one field by codes from now on; nothing where the segment has gone."""
+        with self._lock:
+            segment = None if self._loaded is None else self._loaded.segments.get(segment_id)
+            if self._loaded is None or segment is None:
+                return
+            coded = replace(segment, vectors={**segment.vectors, field: column})
+            self._loaded, self._sealed_changed = replace(self._loaded, segments={**self._loaded.segments, segment_id: coded}), True
+            self._publish()
+
+    def code_tail(self, field: str, index: LogicalIndex, most_rows: int) -> bool:
+        """Code up to `most_rows` of the tail's rows that are not coded yet; whether all are, and will be from now on."""
+        with self._lock:
+            done = self._tail.code(field, index, most_rows)
+            if done and self._loaded is not None:
+                self._publish()
+            return done
+
     def _publish(self) -> None:
         assert self._loaded is not None
-        self._view = PartitionView(self.number, self._loaded, dict(self._live), self._tail.part(), self._chain.expected)
+        if self._sealed_changed:
+            old = {part.name: part for part in self._sealed}
+            self._sealed = tuple(_part(segment, self._live[name], old.get(name)) for name, segment in self._loaded.segments.items())
+            self._sealed_changed = False
+        self._view = PartitionView(self.number, self._loaded, self._sealed, self._tail.part(), self._chain.expected)
+
+
+def _part(segment: LoadedSegment, live: NDArray[np.bool_], before: Part | None) -> Part:
+    same = before is not None and before.live is live and before.vectors is segment.vectors
+    return before if same and before is not None else segment.part(live)
 
 
 def _vector(segment: LoadedSegment, row: int, field: str) -> NDArray[Any] | None:

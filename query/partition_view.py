@@ -6,20 +6,20 @@ Takes: loaded segments, live masks, the tail. Gives: `PartitionView`. Owns: noth
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contracts.item import id_hashes
 from contracts.manifest import ReadManifest
-from query.parts import TAIL, Part
+from query.parts import Part
 from query.segments import LoadedDelta, LoadedSegment
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedManifest:
-    """A manifest with everything that it names: segments in its order, and live rows of each without the tail's masks."""
+    """A manifest with what it names: segments in its order, and live rows of each without the tail's masks; all of them where it is `complete`."""
 
     read: ReadManifest
     segments: Mapping[str, LoadedSegment]
@@ -30,6 +30,11 @@ class LoadedManifest:
     def version(self) -> int:
         """Version of the manifest."""
         return self.read.manifest.version
+
+    @property
+    def complete(self) -> bool:
+        """Whether every segment is loaded."""
+        return len(self.segments) == len(self.read.manifest.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,8 @@ class PartitionView:
         Which one.
     loaded : LoadedManifest
         The manifest that is served.
-    live : Mapping of str to NDArray[np.bool_]
-        Per segment id, rows that neither a delete delta nor the tail took away.
+    sealed : tuple of Part
+        Its segments, with the live rows that neither a delete delta nor the tail took away; the same tuple as long as nothing of it changes.
     tail : Part
         Rows above the manifest's checkpoint.
     expected : int
@@ -52,14 +57,20 @@ class PartitionView:
 
     partition: int
     loaded: LoadedManifest
-    live: Mapping[str, NDArray[np.bool_]]
+    sealed: tuple[Part, ...]
     tail: Part
     expected: int
-    parts: tuple[Part, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        sealed = tuple(segment.part(self.live[name]) for name, segment in self.loaded.segments.items())
-        object.__setattr__(self, "parts", (*sealed, self.tail))
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, the tail last."""
+        return (*self.sealed, self.tail)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the manifest's rows that are in loaded segments."""
+        rows = self.loaded.read.manifest.rows
+        return 1.0 if not rows or self.loaded.complete else sum(segment.rows for segment in self.loaded.segments.values()) / rows
 
     def find(self, item_id: str) -> tuple[Part, int] | None:
         """The live row of an id, or None; segments are asked by hash and the whole id is compared."""
@@ -74,6 +85,5 @@ class PartitionView:
         return None
 
     def _segments(self) -> Iterator[tuple[Part, LoadedSegment]]:
-        for part in self.parts:
-            if part.name != TAIL:
-                yield part, self.loaded.segments[part.name]
+        for part in self.sealed:
+            yield part, self.loaded.segments[part.name]

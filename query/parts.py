@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from contracts.item import VersionOrder, version_order
+from vectors.logical_index import Lease, LogicalIndex
 
 TAIL = "tail"
 """Name of the part that no segment holds yet."""
@@ -25,16 +26,64 @@ NEVER_US = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
+class CodedSpan:
+    """Consecutive row numbers that stand for consecutive rows of a part.
+
+    Number ``lease.numbers.start + i`` is part row ``first_row + i`` (none where that is negative or at or above ``stop_row``). `refine` has shape
+    (m, width), dtype uint8: row i belongs to number i of the span; or, where `refine_rows` is not None, shape (m,), to the part row that it names.
+    """
+
+    lease: Lease
+    first_row: int
+    stop_row: int
+    refine: NDArray[np.uint8]
+    refine_rows: NDArray[np.uint32] | None = None
+
+    def refine_row(self, part_row: int) -> NDArray[np.uint8] | None:
+        """Refine code of a part row, shape (width,), or None where it has no vector."""
+        if self.refine_rows is None:
+            found: NDArray[np.uint8] = self.refine[part_row - self.first_row]
+            return found
+        at = int(np.searchsorted(self.refine_rows, part_row))
+        return self.refine[at] if at < len(self.refine_rows) and self.refine_rows[at] == part_row else None
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """Where a part's rows lie in a logical index. `recall` is what its writer measured: recall@10 by number of lists probed."""
+
+    index: LogicalIndex
+    spans: tuple[CodedSpan, ...]
+    recall: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class VectorColumn:
-    """Vectors of one field of a part.
+    """Vectors of one field of a part, as they came.
 
     `matrix` has shape (m, d), float32. Either `rows`, shape (m,), names the part's row of each vector, or m is the number of rows and
-    `present`, shape (m,), says which of them have a vector. Both None: every row has one.
+    `present`, shape (m,), says which of them have a vector. Both None: every row has one. With a `coding` the rows are searched by their codes.
     """
 
     matrix: NDArray[np.float32]
     rows: NDArray[np.uint32] | None = None
     present: NDArray[np.bool_] | None = None
+    coding: Coding | None = None
+
+    @property
+    def vectors(self) -> int:
+        """How many rows have a vector."""
+        return len(self.matrix) if self.present is None else int(np.count_nonzero(self.present))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in memory."""
+        return int(self.matrix.nbytes)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """None are in a mapped file."""
+        return 0
 
     def allowed(self, eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Mask over `matrix`, shape (m,), of the vectors whose part row is eligible, shape (n,)."""
@@ -42,6 +91,10 @@ class VectorColumn:
             chosen: NDArray[np.bool_] = eligible[self.rows]
             return chosen
         return eligible if self.present is None else eligible & self.present
+
+    def having(self, eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Part rows, shape (n,), that are eligible, shape (n,), and have a vector."""
+        return _having(self.rows, eligible) if self.present is None else eligible & self.present
 
     def part_row(self, row: int) -> int:
         """Part row of a row of `matrix`."""
@@ -57,6 +110,52 @@ class VectorColumn:
             return None
         vector: NDArray[np.float32] = self.matrix[part_row]
         return vector
+
+
+@dataclass(frozen=True, slots=True)
+class CodedColumn:
+    """Vectors of one field of a segment as codes: in the logical index those that find, here (mostly in a mapped file) those that refine."""
+
+    coding: Coding
+
+    @property
+    def _span(self) -> CodedSpan:
+        return self.coding.spans[0]
+
+    @property
+    def vectors(self) -> int:
+        """How many rows have a vector."""
+        return len(self._span.refine)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that only this process's memory holds; a mapped file's can be read again and do not count."""
+        return int(self._span.refine.nbytes) if self._span.refine.flags.owndata else 0
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of refine codes in a mapped file."""
+        return int(self._span.refine.nbytes) - self.size_bytes
+
+    def having(self, eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Part rows, shape (n,), that are eligible, shape (n,), and have a vector."""
+        return _having(self._span.refine_rows, eligible)
+
+    def vector(self, part_row: int) -> NDArray[np.float32] | None:
+        """The vector of a part row, shape (d,), as its refine code says it, or None."""
+        code = self._span.refine_row(part_row)
+        return None if code is None else self.coding.index.quantizer.decode(code[None])[0]
+
+
+Column = VectorColumn | CodedColumn
+
+
+def _having(rows: NDArray[np.uint32] | None, eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    if rows is None:
+        return eligible
+    out = np.zeros(len(eligible), np.bool_)
+    out[rows] = eligible[rows]
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +187,7 @@ class Part:
         Part row at which each batch begins.
     columns : RowColumns
         Of n rows.
-    vectors : Mapping of str to VectorColumn
+    vectors : Mapping of str to Column
         By field.
     live : NDArray[np.bool_]
         shape (n,); False for a row that a newer version or a delete took away.
@@ -100,7 +199,7 @@ class Part:
     batches: tuple[pa.RecordBatch, ...]
     starts: tuple[int, ...]
     columns: RowColumns
-    vectors: Mapping[str, VectorColumn]
+    vectors: Mapping[str, Column]
     live: NDArray[np.bool_]
     newest_row: Callable[[str], int | None] | None = None
 

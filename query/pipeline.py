@@ -19,15 +19,16 @@ from typing import Any
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, SettingsError
 from embedding.decode_pool import DecodePool
+from query import scan
 from query import search as plan
 from query.collection_view import CollectionSnapshot
 from query.filters import parse_filter
 from query.hits import Shown, lineage_of, show_point
-from query.http_models import CountRequest, QueryRequest, ScrollRequest, Selection
+from query.http_models import CountRequest, QueryBatchRequest, QueryRequest, ScrollRequest, SearchParams, Selection
 from query.media import Media, MediaReader
 from query.query_vectors import ByMedia, ByVector, QueryEncoders, Wanted, checked_vector, choose_field, in_metric, parse_query
 from query.scroll_pins import ScrollPins
-from query.search import RowRef, VectorSearch
+from query.search import Effort, RowRef, VectorSearch
 
 
 @dataclass(slots=True)
@@ -76,6 +77,24 @@ class Pipeline:
             refs, compared = plan.search(snapshot, searched)
         return Answer({"points": self.show(snapshot, refs, request, payload=False)}, {"searched_rows": compared})
 
+    def query_batch(self, snapshot: CollectionSnapshot, request: QueryBatchRequest) -> Answer:
+        """The answers of several queries to one snapshot, which are those of single ones: what is alike is searched together; raises as `query`."""
+        answers: dict[int, Answer] = {}
+        searches: dict[int, VectorSearch] = {}
+        for at, each in enumerate(request.searches):
+            self._check_limit(each.limit)
+            wanted = parse_query(each.query)
+            if wanted is None:
+                answers[at] = self._listed(snapshot, each)
+            else:
+                searches[at] = self.to_search(snapshot, wanted, each)
+        with self._timed(snapshot, "search"):
+            found = plan.search_many(snapshot, list(searches.values()))
+        for at, (refs, compared) in zip(searches, found, strict=True):
+            answers[at] = Answer({"points": self.show(snapshot, refs, request.searches[at], payload=False)}, {"searched_rows": compared})
+        in_order = [answers[at] for at in range(len(request.searches))]
+        return Answer([answer.result for answer in in_order], {"searched_rows": sum(answer.usage.get("searched_rows", 0) for answer in in_order)})
+
     def to_search(self, snapshot: CollectionSnapshot, wanted: Wanted, request: QueryRequest) -> VectorSearch:
         """From what is asked for to a vector in one field."""
         searched = choose_field(snapshot.index, request.using)
@@ -92,12 +111,15 @@ class Pipeline:
                     raise SettingsError(f"the point has no vector in field {searched.name!r}", hint="name another field in `using`", code="no_vector")
                 vector = in_metric(stored, searched)
         chosen = parse_filter(request.filter, snapshot.record.attributes)
-        return VectorSearch(searched, vector, request.limit, request.offset, chosen, request.score_threshold, without)
+        params = request.params or SearchParams()
+        target = self._engines.settings.target_recall if params.target_recall is None else params.target_recall
+        effort = Effort(target, params.nprobe, params.exact)
+        return VectorSearch(searched, vector, request.limit, request.offset, chosen, request.score_threshold, without, effort)
 
     def _listed(self, snapshot: CollectionSnapshot, request: QueryRequest) -> Answer:
         chosen = parse_filter(request.filter, snapshot.record.attributes)
         with self._timed(snapshot, "scan"):
-            refs, _ = plan.scroll(snapshot, None, request.offset + request.limit, chosen)
+            refs, _ = scan.scroll(snapshot, None, request.offset + request.limit, chosen)
         scored = [RowRef(ref.partition, ref.part, ref.row, 0.0) for ref in refs[request.offset :]]  # Qdrant's scored points have a score
         return Answer({"points": self.show(snapshot, scored, request, payload=False)})
 
@@ -117,7 +139,7 @@ class Pipeline:
         except ValueError as error:
             raise SettingsError(f"offset: {error}", hint="pass on next_page_offset as it came", code="invalid_offset") from None
         with self._timed(snapshot, "scan"):
-            refs, following = plan.scroll(snapshot, start, request.limit, chosen)
+            refs, following = scan.scroll(snapshot, start, request.limit, chosen)
         points = self.show(snapshot, refs, request, payload=True)
         return Answer({"points": points, "next_page_offset": self._scrolls.close(pin, snapshot, following)}, snapshot=snapshot)
 
@@ -125,7 +147,7 @@ class Pipeline:
         """Number of points that pass the filter; raises as `query`."""
         chosen = parse_filter(request.filter, snapshot.record.attributes)
         with self._timed(snapshot, "scan"):
-            return Answer({"count": plan.count(snapshot, chosen)})
+            return Answer({"count": scan.count(snapshot, chosen)})
 
     def point(self, snapshot: CollectionSnapshot, item_id: str) -> Answer:
         """One point with payload and vectors; NotFoundError ``point_not_found``."""

@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 from contracts.clock import Clock
 from query.collection_view import CollectionSnapshot
-from query.search import ScrollPlace
+from query.scan import ScrollPlace
 
 PIN_SECONDS = 60.0
 MAX_PINS = 64

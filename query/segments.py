@@ -1,12 +1,12 @@
 """Segments and delete deltas in memory, read from a manifest's entries.
 
-Takes: a store, manifest entries. Gives: `LoadedSegment`, `LoadedDelta`. Owns: the one conversion of stored vectors to float32.
+Takes: a node's cache, manifest entries. Gives: `LoadedSegment`, `LoadedDelta`. Owns: the one conversion of stored vectors to float32.
 Never: parses bytes whose sha256 was not checked, or keeps one of a segment's parts without the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,16 +14,25 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from backends.catalog.objects import download
-from contracts.collection import IndexRecord
+from contracts.collection import FieldRecord, IndexRecord
 from contracts.deletes import decode_delete_delta
 from contracts.errors import CorruptError
 from contracts.item import IdIndex, VersionOrder
 from contracts.manifest import ObjectEntry, SegmentEntry
-from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, read_field_part, read_rows_part, rows_schema
+from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, CodedPart, FieldPart, read_field_part, read_rows_part, rows_schema
 from contracts.store import ObjectStore
 from contracts.vectors_batch import conform
-from query.parts import Part, RowColumns, VectorColumn
+from query.field_indexes import FieldIndexes
+from query.memory_budget import Held
+from query.node import Node
+from query.parts import CodedColumn, CodedSpan, Coding, Column, Part, RowColumns, VectorColumn
 from vectors.flat import as_float32
+from vectors.inverted_lists import list_sizes, read_lists
+from vectors.quantizer import Quantizer
+
+ROW_BYTES = 64
+"""Of each row: hashes of its id twice, offsets, times, bits."""
+NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,8 @@ class LoadedSegment:
     batch: pa.RecordBatch
     ids: IdIndex
     columns: RowColumns
-    vectors: Mapping[str, VectorColumn]
+    vectors: Mapping[str, Column]
+    held: Held
 
     @property
     def rows(self) -> int:
@@ -43,8 +53,8 @@ class LoadedSegment:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes in memory: vectors and Arrow rows."""
-        return int(self.batch.nbytes) + sum(column.matrix.nbytes for column in self.vectors.values())
+        """Bytes that were counted for it, of memory that no file can give back."""
+        return self.held.size_bytes
 
     def part(self, live: NDArray[np.bool_]) -> Part:
         """The segment as a part with that mask of live rows, shape (rows,)."""
@@ -59,45 +69,96 @@ class LoadedDelta:
     tombstones: Mapping[str, VersionOrder]
 
 
-def load_segment(store: ObjectStore, entry: SegmentEntry, index: IndexRecord, attributes: Mapping[str, str]) -> LoadedSegment:
-    """Download, check and open a segment.
+class SegmentLoader:
+    """Opens segments of one index; thread-safe.
+
+    Parameters
+    ----------
+    node : Node
+        Where objects are kept, and how much memory they may take.
+    index : IndexRecord
+        Its fields are loaded.
+    attributes : Mapping of str to str
+        The collection's typed attributes.
+    indexes : FieldIndexes
+        Where coded rows are found.
+    """
+
+    def __init__(self, node: Node, index: IndexRecord, attributes: Mapping[str, str], indexes: FieldIndexes) -> None:
+        self._node, self._index, self._schema, self._indexes = node, index, rows_schema(attributes), indexes
+
+    def load(self, entry: SegmentEntry) -> LoadedSegment:
+        """Get, check and open a segment; coded fields are in their logical indexes when this returns.
+
+        Raises
+        ------
+        SnapshotError
+            A part is gone: compacted away; take the newest manifest.
+        CorruptError
+            A part is not what the manifest or the index says.
+        MemoryFullError
+            It does not fit into this node's memory.
+        """
+        where = entry.parts.get(ROWS_PART)
+        if where is None:
+            raise CorruptError(f"segment {entry.segment_id} has no part {ROWS_PART}", hint="`headwater verify` names all that is damaged")
+        parts = {field.name: self._field_part(entry, field) for field in self._index.fields}
+        held = self._node.memory.hold(_memory_bytes(entry, parts.values()), f"segment {entry.segment_id}")
+        rows = read_rows_part(self._node.cache.open(where), where.key)
+        if rows.batch.num_rows != entry.rows:
+            raise CorruptError(f"{where.key}: {rows.batch.num_rows} rows, the manifest says {entry.rows}")
+        batch = rows.batch if rows.batch.schema.equals(self._schema) else conform(rows.batch, self._schema, where.key)
+        vectors = {field.name: self._column(parts[field.name], field, entry) for field in self._index.fields}
+        return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held)
+
+    def _field_part(self, entry: SegmentEntry, field: FieldRecord) -> FieldPart | CodedPart | None:
+        part = entry.parts.get(FIELD_PART_PREFIX + field.name)
+        return None if part is None else read_field_part(self._node.cache.open(part), field, part.key)
+
+    def _column(self, part: FieldPart | CodedPart | None, field: FieldRecord, entry: SegmentEntry) -> Column:
+        if part is None:  # written before the field was added, or no row has it
+            return VectorColumn(np.zeros((0, field.dimension), np.float32), np.zeros(0, np.uint32))
+        where = entry.parts[FIELD_PART_PREFIX + field.name].key
+        said = part.segment_rows if isinstance(part, CodedPart) else part.meta["rows"]
+        if said != entry.rows:
+            raise CorruptError(f"{where}: vectors of {said} rows, the segment has {entry.rows}")
+        rows = None if len(part.rows) == entry.rows else part.rows
+        if isinstance(part, FieldPart):
+            return VectorColumn(as_float32(part.matrix), rows)
+        index = self._indexes.get(field.name, part.generation)
+        sizes = checked_sizes(part, index.quantizer, where)
+        lease = index.add_segment(entry.rows, sizes, lambda: read_lists(part.lists, index.quantizer, part.rows, where))
+        recall = {int(nprobe): float(share) for nprobe, share in part.statistics.get("recall", {}).items()}
+        return CodedColumn(Coding(index, (CodedSpan(lease, 0, entry.rows, part.refine, rows),), recall))
+
+
+def _memory_bytes(entry: SegmentEntry, parts: Iterable[FieldPart | CodedPart | None]) -> int:
+    """Bytes that a segment takes beside its mapped files, so many at most as its codes lie in both small tiers and in two big ones at a rebuild."""
+    total = entry.rows * ROW_BYTES
+    for part in parts:
+        if isinstance(part, CodedPart):
+            total += len(part.refine) * 4 * (part.code_bytes + NUMBER_BYTES)
+        elif part is not None:
+            total += part.matrix.size * 4
+    return total
+
+
+def checked_sizes(part: CodedPart, quantizer: Quantizer, where: str) -> NDArray[np.int64]:
+    """Lengths of a coded part's lists, shape (nlist,).
 
     Raises
     ------
-    SnapshotError
-        A part is gone: compacted away; take the newest manifest.
     CorruptError
-        A part is not what the manifest or the index says.
+        The part was not coded by that quantizer, or its lists are damaged.
     """
-    where = entry.parts.get(ROWS_PART)
-    if where is None:
-        raise CorruptError(f"segment {entry.segment_id} has no part {ROWS_PART}", hint="`headwater verify` names all that is damaged")
-    rows = read_rows_part(download(store, where), where.key)
-    if rows.batch.num_rows != entry.rows:
-        raise CorruptError(f"{where.key}: {rows.batch.num_rows} rows, the manifest says {entry.rows}")
-    batch = _conformed(rows.batch, attributes, where.key)
-    vectors: dict[str, VectorColumn] = {}
-    for field in index.fields:
-        part = entry.parts.get(FIELD_PART_PREFIX + field.name)
-        if part is None:  # written before the field was added, or no row has it
-            vectors[field.name] = VectorColumn(np.zeros((0, field.dimension), np.float32), np.zeros(0, np.uint32))
-            continue
-        stored = read_field_part(download(store, part), field, part.key)
-        if stored.meta["rows"] != entry.rows:
-            raise CorruptError(f"{part.key}: vectors of {stored.meta['rows']} rows, the segment has {entry.rows}")
-        complete = len(stored.rows) == entry.rows
-        vectors[field.name] = VectorColumn(as_float32(stored.matrix), None if complete else stored.rows)
-    return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors)
-
-
-def _conformed(batch: pa.RecordBatch, attributes: Mapping[str, str], where: str) -> pa.RecordBatch:
-    """Rows with today's attribute columns: a segment of an older schema version lacks the newer ones."""
-    schema = rows_schema(attributes)
-    return batch if batch.schema.equals(schema) else conform(batch, schema, where)
+    said = (part.codec, part.nlist, part.code_bytes, part.refine.shape[1])
+    if said != (quantizer.codec.name, quantizer.nlist, quantizer.code_bytes, quantizer.refine_bytes):
+        raise CorruptError(f"{where}: codec, lists and bytes are {said}, which generation {quantizer.number} is not")
+    return list_sizes(memoryview(part.lists), quantizer.nlist, quantizer.code_bytes, where).sizes
 
 
 def load_delta(store: ObjectStore, entry: ObjectEntry) -> LoadedDelta:
-    """Download, check and open a delete delta; raises as `load_segment`."""
+    """Download, check and open a delete delta; raises as `SegmentLoader.load`."""
     delta = decode_delete_delta(download(store, entry), entry.key)
     tombstones: dict[str, VersionOrder] = {}
     for tombstone in delta.tombstones:

@@ -27,6 +27,8 @@ from contracts.media_patch import BaseRow, PatchedRow, Patcher, put_vectors
 from contracts.segment import rows_schema, stored_rows
 from contracts.vectors_batch import VECTOR_PREFIX, vector_matrix
 from query.parts import TAIL, Part, RowColumns, VectorColumn
+from query.tail_codes import TailCodes
+from vectors.logical_index import LogicalIndex
 
 FIRST_ROWS = 1024
 NO_ROW = -1
@@ -109,6 +111,7 @@ class Tail:
         self._present = {field.name: _grown(np.bool_) for field in index.fields}
         self._live = _grown(np.bool_)
         self._hashes = _grown(np.uint64, 2)
+        self._codes: dict[str, TailCodes] = {}
         self._published = 0
 
     @property
@@ -229,6 +232,20 @@ class Tail:
                 put_vectors(made, field.name, matrix, present)
             self._matrices[field.name].append(matrix)
             self._present[field.name].append(present)
+            codes = self._codes.get(field.name)
+            if codes is not None and codes.rows + len(matrix) == self._matrices[field.name].rows:
+                codes.append(self._matrices[field.name].view()[codes.rows :], present)  # type: ignore[arg-type]
+
+    def code(self, field: str, index: LogicalIndex, most_rows: int) -> bool:
+        """Code up to `most_rows` of a field's rows that are not in a logical index yet; whether all are. Later rows are coded as they come."""
+        codes = self._codes.get(field)
+        if codes is None or codes.index is not index:
+            codes = self._codes[field] = TailCodes(index)
+        start, stop = codes.rows, min(self.rows, codes.rows + most_rows)
+        if stop > start:
+            matrix, present = self._matrices[field].view()[start:stop], self._present[field].view()[start:stop]
+            codes.append(matrix, present)  # type: ignore[arg-type]
+        return codes.rows == self.rows
 
     def hashes(self, entries: Sequence[Entry]) -> NDArray[np.uint64]:
         """Id hashes of entries, shape (n, 2)."""
@@ -240,8 +257,9 @@ class Tail:
         self._published = self.rows
         starts = tuple(np.cumsum([0, *(batch.num_rows for batch in self._batches)])[:-1].tolist())
         columns = RowColumns(*(self._columns[name].view() for name in ("offsets", "items", "event_time_us")))  # type: ignore[arg-type]
+        codings = {name: codes.coding(self.rows) for name, codes in self._codes.items() if codes.rows == self.rows}
         vectors = {
-            name: VectorColumn(grown.view(), None, self._present[name].view())  # type: ignore[arg-type]
+            name: VectorColumn(grown.view(), None, self._present[name].view(), codings.get(name))  # type: ignore[arg-type]
             for name, grown in self._matrices.items()
         }
         return Part(TAIL, tuple(self._batches), starts, columns, vectors, self._live.view(), self._newest_row)  # type: ignore[arg-type]
@@ -266,6 +284,7 @@ class Tail:
             for name, grown in mine.items():
                 theirs[name].append(grown.view()[cut:])
         out._live.append(self._live.view()[cut:])
+        out._codes = {name: codes.trimmed(cut) for name, codes in self._codes.items() if codes.rows >= cut}
         return out
 
 

@@ -16,6 +16,7 @@ from contracts.engines import Engines
 from contracts.errors import CorruptError, DataLossError, HeadwaterError, UnavailableError
 from contracts.log import LogReader, LogRecord
 from contracts.vectors_batch import CommitNotice
+from query.memory_budget import MemoryBudget
 from query.partition import Partition
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class TailReader:
         Where records go.
     on_notice : callable
         Told (partition, version) of commits, and (partition, 0) when only a newer manifest can help.
+    memory : MemoryBudget
+        Where it is exceeded, nothing is read until a manifest has cut the tails.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class TailReader:
         index: IndexRecord,
         partitions: Mapping[int, Partition],
         on_notice: Callable[[int, int], None],
+        memory: MemoryBudget,
     ) -> None:
         self._engines, self._record, self._topic = engines, record, index.vectors_topic
-        self._partitions, self._on_notice = partitions, on_notice
+        self._partitions, self._on_notice, self._memory = partitions, on_notice, memory
         self._starts: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._still = set(partitions)  # written by the thread alone
         self._retry_at: dict[int, float] = {}
@@ -120,6 +124,9 @@ class TailReader:
             reader.seek(number, self._partitions[number].vectors_offset)
             reader.resume((number,))
             self._still.discard(number)
+        if self._memory.exceeded:
+            self._stop.wait(POLL_SECONDS)
+            return
         try:
             records = reader.poll(POLL_SECONDS)
         except DataLossError as error:

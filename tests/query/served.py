@@ -31,7 +31,8 @@ class Served:
         return self.collections.get("things")
 
     def settle(self) -> None:
-        wait_until(lambda: caught_up(self.view, self.made))
+        made = self.made
+        wait_until(lambda: caught_up(self.view, made) and self.view.snapshot().views[made.partition].loaded.version >= made.read.manifest.version)
 
     def post(self, path: str, body: Any, status: int = 200) -> Any:
         answer = self.client.post(f"/collections/things/points/{path}", json=body)

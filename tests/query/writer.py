@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +28,11 @@ from contracts.chain import BatchSpan
 from contracts.collection import CollectionRecord, FieldRecord, own_vector_space
 from contracts.deletes import DeleteDelta, Tombstone, encode_delete_delta
 from contracts.engines import Engines
+from contracts.generation import encode_generation
 from contracts.item import VersionOrder, version_order
 from contracts.manifest import Checkpoint, Manifest, ObjectEntry, ReadManifest, SegmentEntry
 from contracts.object_keys import CollectionKeys
-from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, rows_schema, stored_rows, write_field_part, write_rows_part
+from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, rows_schema, stored_rows, write_rows_part
 from contracts.settings import Settings, load_settings
 from contracts.vectors_batch import (
     NOTICE_KEY,
@@ -40,6 +46,9 @@ from contracts.vectors_batch import (
     notice_headers,
     vector_matrix,
 )
+from indexer.field_parts import field_part
+from vectors.quantizer import Quantizer
+from vectors.train import train
 
 DIMENSION = 4
 
@@ -51,8 +60,17 @@ def own_field(name: str = "own", metric: str = "cosine", dimension: int = DIMENS
 
 def engines_for_test(**settings: Any) -> Engines:
     options: dict[str, Any] = {"query_port": 0, "query_poll_seconds": 3600.0, "log_url": "memory://", "store_url": "memory://"} | settings
+    options.setdefault("cache_dir", _cache_folder())
     made: Settings = load_settings(**options)
     return Engines(made, MemoryLog(), MemoryStore())
+
+
+@cache
+def _cache_folder() -> Path:
+    """One for all tests of a process: files in it are named by what they hold."""
+    folder = tempfile.mkdtemp(prefix="headwater-test-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def unit(*values: float) -> np.ndarray:
@@ -71,6 +89,8 @@ class Writer:
     rows: dict[str, tuple[str, int, VersionOrder]] = field(default_factory=dict)
     tombstones: dict[str, VersionOrder] = field(default_factory=dict)
     items: dict[str, BatchItem] = field(default_factory=dict)
+    quantizers: dict[str, Quantizer] = field(default_factory=dict)
+    writes_codes: bool = True
 
     def __post_init__(self) -> None:
         self.index = self.record.index()
@@ -146,6 +166,17 @@ class Writer:
         self.pending = rest
         return self.publish(manifest, notice)
 
+    def train(self, sample: np.ndarray, nlist: int, notice: bool = True) -> ReadManifest:
+        """Train the next generation of the first field, and name it in a manifest."""
+        target = self.index.fields[0]
+        number = self.read.manifest.generation.get(target.name, 0) + 1
+        made = train(target, sample, nlist, "auto", 0, number)
+        keys = CollectionKeys(self.record.name, self.record.incarnation).index(self.index.name)
+        self.engines.store.put_if_absent(keys.generation(number, target.name), encode_generation(made))
+        self.quantizers[target.name] = Quantizer.open(made)
+        changes = {"commit_id": str(ULID()), "committed_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        return self.publish(self.read.next(**changes, generation={**self.read.manifest.generation, target.name: number}), notice)
+
     def compact(self, notice: bool = True) -> ReadManifest | None:
         """Rewrite all live rows into one segment, as a compactor does; the deltas stay for their tombstones."""
         if not self.rows:
@@ -207,7 +238,7 @@ class Writer:
         parts = {ROWS_PART: upload(self.engines.store, self.keys.part("b", 1, ulid, ROWS_PART), write_rows_part(rows, {}))}
         for target in self.index.fields:
             matrix, present = vector_matrix(batch.column(VECTOR_PREFIX + target.name))
-            data = write_field_part(target, matrix, present)
+            data = field_part(target, matrix, present, self.quantizers.get(target.name) if self.writes_codes else None)
             name = FIELD_PART_PREFIX + target.name
             parts[name] = upload(self.engines.store, self.keys.part("b", 1, ulid, name), data)
         offsets = [item.offset for item in items]

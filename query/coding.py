@@ -1,0 +1,126 @@
+"""The coder: one thread per collection that finds rows by code where a generation is there, and rebuilds big tiers.
+
+A node meets vectors that nobody has coded: tails, and segments from before the first generation or from below the training size. They are coded here,
+beside the queries; until then they are compared exactly.
+
+Takes: partitions, logical indexes. Gives: columns with codes. Owns: the order of the work: tails, segments, rebuilds.
+Never: makes a row findable twice or not at all: partitions swap columns.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from contracts.errors import HeadwaterError
+from query.field_indexes import FieldIndexes
+from query.partition import Partition
+from query.partition_view import PartitionView
+from query.parts import CodedColumn, CodedSpan, Coding, VectorColumn
+from query.segments import LoadedSegment
+from vectors.logical_index import LogicalIndex
+from vectors.quantizer import EncodedRows
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+STEP_ROWS = 4096
+"""Rows that are coded at once: a tail is locked for them, some ten milliseconds."""
+
+
+class Coder:
+    """Codes what is not coded, and rebuilds.
+
+    Parameters
+    ----------
+    name : str
+        The collection's, for threads and logs.
+    partitions : Mapping of int to Partition
+        Whose rows are coded.
+    indexes : FieldIndexes
+        Where they are found then.
+    """
+
+    def __init__(self, name: str, partitions: Mapping[int, Partition], indexes: FieldIndexes) -> None:
+        self._name, self._partitions, self._indexes = name, partitions, indexes
+        self._wake = threading.Event()
+        self._stopping = False
+        self._failed: set[tuple[str, str]] = set()
+        self.failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"coder-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float) -> None:
+        """End the thread after the step that it is in."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
+
+    def look(self) -> None:
+        """Look at once: something was loaded."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._wake.wait(LOOK_SECONDS)
+                self._wake.clear()
+                self.turn()
+        except Exception as error:  # noqa: BLE001 - a mistake of ours; the role ends with it rather than serving ever slower answers
+            self.failure = error
+
+    def turn(self) -> None:
+        """Do all work that there is."""
+        for partition in self._partitions.values():
+            view = partition.view
+            if view is not None:
+                self._code(partition, view)
+        for index in self._indexes.all().values():
+            if not self._stopping and index.rebuild_due():
+                index.rebuild()
+
+    def _code(self, partition: Partition, view: PartitionView) -> None:
+        for field, generation in view.loaded.read.manifest.generation.items():
+            try:
+                index = self._indexes.get(field, generation)
+            except HeadwaterError as error:
+                logger.warning("a generation cannot be opened; its field is searched exactly: %s", error, extra={"collection": self._name})
+                continue
+            while not self._stopping and not _has_codes(partition, field, index) and not partition.code_tail(field, index, STEP_ROWS):
+                pass
+            for segment in view.loaded.segments.values():
+                column = segment.vectors.get(field)
+                if isinstance(column, VectorColumn) and not self._stopping:
+                    self._code_segment(partition, segment, field, column, index)
+
+    def _code_segment(self, partition: Partition, segment: LoadedSegment, field: str, column: VectorColumn, index: LogicalIndex) -> None:
+        encoded = _together([index.quantizer.encode(column.matrix[start:stop]) for start, stop in _steps(len(column.matrix))], index)
+        places = None if column.rows is None else column.rows.astype(np.int64)
+        lease = index.add_rows(segment.rows, encoded, places)
+        span = CodedSpan(lease, 0, segment.rows, encoded.refine, column.rows)
+        partition.recode(segment.segment_id, field, CodedColumn(Coding(index, (span,))))
+
+
+def _has_codes(partition: Partition, field: str, index: LogicalIndex) -> bool:
+    view = partition.view
+    coding = None if view is None else view.tail.vectors[field].coding
+    return coding is not None and coding.index is index
+
+
+def _steps(rows: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(rows, start + STEP_ROWS)) for start in range(0, rows, STEP_ROWS))
+
+
+def _together(pieces: list[EncodedRows], index: LogicalIndex) -> EncodedRows:
+    if not pieces:
+        quantizer = index.quantizer
+        return EncodedRows(np.zeros(0, np.int64), np.zeros((0, quantizer.code_bytes), np.uint8), np.zeros((0, quantizer.refine_bytes), np.uint8))
+    arrays = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("list_numbers", "codes", "refine"))
+    return EncodedRows(*arrays)

@@ -1,0 +1,79 @@
+"""The threads that load segments: of all partitions and collections of a node, the newest segment of each first.
+
+Takes: work with a rank. Gives: futures. Owns: the threads and the order. Never: lets one partition's hundred segments go before another's first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import count
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class LoadPool:
+    """Work in the order of its rank, and of its arrival within a rank.
+
+    Parameters
+    ----------
+    threads : int
+        How many at once; they start when there is work, and end with the process or `close`.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._most = threads
+        self._threads: list[threading.Thread] = []
+        self._queue: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []
+        self._arrivals = count()
+        self._idle = 0
+        self._closed = False
+        self._wake = threading.Condition()
+
+    def submit(self, rank: int, work: Callable[[], Result]) -> Future[Result]:
+        """Do `work` when it is its turn; of lower rank first."""
+        future: Future[Result] = Future()
+        with self._wake:
+            if self._closed:
+                future.cancel()
+                return future
+            heapq.heappush(self._queue, (rank, next(self._arrivals), future, work))
+            if len(self._queue) > self._idle and len(self._threads) < self._most:
+                thread = threading.Thread(target=self._run, name=f"load-{len(self._threads)}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._wake.notify()
+        return future
+
+    def close(self) -> None:
+        """Cancel what waits, and let the threads end."""
+        with self._wake:
+            self._closed = True
+            for _, _, future, _ in self._queue:
+                future.cancel()
+            self._queue.clear()
+            self._wake.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._idle += 1
+                while not self._queue and not self._closed:
+                    self._wake.wait()
+                self._idle -= 1
+                if not self._queue:
+                    return
+                _, _, *job = heapq.heappop(self._queue)
+            _do(*job)
+            job.clear()  # while this thread waits, it must not keep what it loaded last
+
+
+def _do(future: Future[Any], work: Callable[[], Any]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)

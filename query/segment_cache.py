@@ -1,0 +1,200 @@
+"""The cache of stored objects on this machine's disk: files named by their sha256, mapped into memory.
+
+A file is written under another name, synced, and renamed, so that what has its name is whole; it is compared with its sha256 when it is downloaded,
+and again when a process opens it for the first time, since disks forget too. What differs is downloaded anew. Beyond the limit, files that were not
+used for longest go first, but never one that this process has mapped.
+
+Takes: manifest entries. Gives: their bytes, mapped. Owns: the folder. Never: hands out bytes that were not checked, or keeps a second copy in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import mmap
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from contracts.errors import CorruptError, SnapshotError, UnavailableError
+from contracts.manifest import ObjectEntry
+from contracts.store import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+BLOCK_BYTES = 8 * 1024 * 1024
+"""Read at once from the store, so that a large object is never in memory as a whole."""
+ABANDONED_SECONDS = 86_400.0
+_TEMPORARY = ".part"
+_names = count()
+
+
+class SegmentCache:
+    """Files of one folder; thread-safe, and safe for several processes that share the folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files lie; made where it is missing.
+    store : ObjectStore
+        Where they come from.
+    limit_bytes : int
+        Bytes of all files, 0 for no limit; exceeded only by what is mapped.
+    """
+
+    def __init__(self, folder: Path, store: ObjectStore, limit_bytes: int) -> None:
+        self._folder, self._store, self._limit_bytes = folder, store, limit_bytes
+        self._lock = threading.Lock()
+        self._opening: dict[str, threading.Lock] = {}
+        self._mapped: weakref.WeakValueDictionary[str, mmap.mmap] = weakref.WeakValueDictionary()
+        self._checked: set[str] = set()
+        self._remove_abandoned()
+        self._size_bytes = sum(size for _, size, _ in self._files())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files, as far as this process knows."""
+        return self._size_bytes
+
+    def open(self, entry: ObjectEntry) -> memoryview:
+        """The bytes of an object, mapped; downloaded where they are not here. The mapping lives as long as a view of it does.
+
+        Raises
+        ------
+        SnapshotError
+            The object is gone: it was compacted away; reload the manifest.
+        CorruptError
+            The store holds other bytes than the manifest says.
+        UnavailableError
+            The store does not answer; ``cache_unwritable``: the folder cannot be written to.
+        """
+        with self._lock:
+            opening = self._opening.setdefault(entry.sha256, threading.Lock())
+        with opening:
+            try:
+                return self._open(entry)
+            except OSError as error:
+                raise UnavailableError(
+                    f"the cache cannot be used: {error.strerror or error}",
+                    hint="look at the disk of HEADWATER_CACHE_DIR: room, rights",
+                    code="cache_unwritable",
+                ) from error
+            finally:
+                with self._lock:
+                    self._opening.pop(entry.sha256, None)
+
+    def _open(self, entry: ObjectEntry) -> memoryview:
+        found = self._mapped.get(entry.sha256)
+        if found is not None:
+            return memoryview(found)
+        path = self._folder / entry.sha256[:2] / entry.sha256
+        mapped = self._map(path, entry)
+        if mapped is None:
+            self._download(path, entry)
+            mapped = _mapped(path)
+            if mapped is None or len(mapped) != entry.size_bytes:
+                raise CorruptError(f"{entry.key}: its file in the cache changed while it was written", hint="look for another program in the folder")
+        with self._lock:
+            self._checked.add(entry.sha256)
+            self._mapped[entry.sha256] = mapped
+        os.utime(path)
+        return memoryview(mapped)
+
+    def _map(self, path: Path, entry: ObjectEntry) -> mmap.mmap | None:
+        mapped = _mapped(path)
+        if mapped is None:
+            return None
+        whole = len(mapped) == entry.size_bytes
+        if whole and (entry.sha256 in self._checked or hashlib.sha256(mapped).hexdigest() == entry.sha256):
+            return mapped
+        logger.warning("a file of the cache is damaged and is downloaded anew: %s", entry.key)
+        self._remove(path, len(mapped))
+        return None
+
+    def _download(self, path: Path, entry: ObjectEntry) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{entry.sha256}.{os.getpid()}.{next(_names)}{_TEMPORARY}")
+        digest, written = hashlib.sha256(), 0
+        try:
+            with temporary.open("wb", buffering=0) as file:
+                for block in self._blocks(entry):
+                    digest.update(block)
+                    file.write(block)
+                    written += len(block)
+                if written != entry.size_bytes or digest.hexdigest() != entry.sha256:
+                    raise CorruptError(
+                        f"{entry.key}: {written} bytes whose size or sha256 differs from the manifest's",
+                        hint="restore the object, or rebuild the index from the log",
+                    )
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        with self._lock:
+            self._size_bytes += written
+        self._evict(entry.sha256)
+
+    def _blocks(self, entry: ObjectEntry) -> Iterator[bytes]:
+        if entry.size_bytes <= BLOCK_BYTES:
+            found = self._store.get(entry.key)
+            if found is None:
+                raise _gone(entry)
+            yield found.data
+            return
+        for start in range(0, entry.size_bytes, BLOCK_BYTES):
+            block = self._store.get_range(entry.key, start, min(BLOCK_BYTES, entry.size_bytes - start))
+            if block is None:
+                raise _gone(entry)
+            yield block
+
+    # ---- room -----------------------------------------------------------------------------------------------------
+    def _evict(self, newest: str) -> None:
+        if not self._limit_bytes or self._size_bytes <= self._limit_bytes:
+            return
+        files = sorted(self._files())
+        with self._lock:
+            self._size_bytes = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if self._size_bytes <= self._limit_bytes:
+                return
+            if path.name != newest and path.name not in self._mapped and path.name not in self._opening:
+                self._remove(path, size)
+
+    def _remove(self, path: Path, size: int) -> None:
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            path.unlink()
+        with self._lock:
+            self._size_bytes -= size
+            self._checked.discard(path.name)
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Time of last use, bytes and path of every file."""
+        for path in self._folder.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):
+                if not path.name.endswith(_TEMPORARY):
+                    status = path.stat()
+                    yield status.st_mtime, status.st_size, path
+
+    def _remove_abandoned(self) -> None:
+        """Files that a process did not finish, a day ago or longer."""
+        for path in self._folder.glob(f"??/*{_TEMPORARY}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
+
+
+def _mapped(path: Path) -> mmap.mmap | None:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (FileNotFoundError, ValueError):  # none, or an empty one, which cannot be mapped
+        return None
+
+
+def _gone(entry: ObjectEntry) -> SnapshotError:
+    return SnapshotError(f"object {entry.key} is gone", hint="reload the manifest")

@@ -1,0 +1,70 @@
+"""What collections share: memory that is counted, and threads that load the newest of every partition first."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+
+from query.load_pool import LoadPool
+from query.memory_budget import MemoryBudget, MemoryFullError
+
+
+def test_what_does_not_fit_is_refused_with_numbers_and_what_goes_makes_room() -> None:
+    memory = MemoryBudget(1000)
+    first = memory.hold(600, "segment A")
+    with pytest.raises(MemoryFullError, match="segment B needs 500 bytes of memory; 600 of 1000 are in use") as raised:
+        memory.hold(500, "segment B")
+    assert raised.value.error_code == "memory_full" and "HEADWATER_MEMORY_BYTES" in raised.value.hint
+    del first
+    gc.collect()
+    second = memory.hold(500, "segment B")
+    assert memory.used_bytes == second.size_bytes == 500
+
+
+def test_tails_count_but_are_never_refused() -> None:
+    memory = MemoryBudget(1000)
+    memory.set_tail("things", 1001)
+    assert memory.exceeded
+    with pytest.raises(MemoryFullError):
+        memory.hold(1, "segment A")
+    memory.set_tail("things", 10)
+    assert not memory.exceeded and memory.used_bytes == 10
+    memory.set_tail("things", 0)
+    assert memory.used_bytes == 0
+
+
+def test_without_a_limit_everything_fits() -> None:
+    memory = MemoryBudget(0)
+    memory.set_tail("things", 10**15)
+    assert memory.hold(10**15, "segment A").size_bytes == 10**15 and not memory.exceeded
+
+
+def test_work_of_lower_rank_goes_first_and_within_a_rank_what_came_first() -> None:
+    pool, gate, done = LoadPool(1), threading.Event(), []
+    first = pool.submit(0, gate.wait)
+    works = [pool.submit(rank, lambda rank=rank, name=name: done.append((rank, name))) for name in "ab" for rank in (0, 1, 2)]
+    gate.set()
+    for work in (first, *works):
+        work.result(5)
+    assert done == [(0, "a"), (0, "b"), (1, "a"), (1, "b"), (2, "a"), (2, "b")]
+    pool.close()
+
+
+def test_as_many_threads_work_at_once_as_there_are_and_errors_come_out_where_results_are_asked_for() -> None:
+    pool, barrier = LoadPool(3), threading.Barrier(3)
+    works = [pool.submit(0, lambda: barrier.wait(5)) for _ in range(3)]
+    assert sorted(work.result(5) for work in works) == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError):
+        pool.submit(0, lambda: 1 / 0).result(5)
+    pool.close()
+
+
+def test_a_closed_pool_cancels_what_waits() -> None:
+    pool, gate, started = LoadPool(1), threading.Event(), threading.Event()
+    running, waiting = pool.submit(0, lambda: started.set() or gate.wait()), pool.submit(0, lambda: None)
+    assert started.wait(5)
+    pool.close()
+    gate.set()
+    assert running.result(5) and waiting.cancelled() and pool.submit(0, lambda: None).cancelled()
