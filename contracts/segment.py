@@ -157,7 +157,7 @@ def write_coded_part(field: FieldRecord, part: CodedPart) -> bytes:
     """Bytes of a field part in the codes of a generation."""
     if not len(part.refine) == len(part.rows) <= part.segment_rows:
         raise ValueError(f"field {field.name}: {len(part.refine)} refine codes, {len(part.rows)} rows of {part.segment_rows}")
-    sections: dict[str, bytes | memoryview] = {"lists": part.lists, "refine": memoryview(np.ascontiguousarray(part.refine)).cast("B")}
+    sections: dict[str, bytes | memoryview] = {"lists": part.lists, "refine": np.ascontiguousarray(part.refine).data.cast("B")}
     meta = _meta(field, part.segment_rows, len(part.rows)) | {
         "layout": "ivf",
         "generation": part.generation,

@@ -6,6 +6,7 @@ Never: trains, or looks for a generation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from vectors.quantizer import Quantizer
 from vectors.recall import segment_statistics
 
 
-def field_part(field: FieldRecord, matrix: NDArray[Any], present: NDArray[np.bool_], quantizer: Quantizer | None) -> bytes:
-    """Bytes of a field part: coded where there is a quantizer.
+def field_part(field: FieldRecord, matrix: NDArray[Any], present: NDArray[np.bool_], quantizer: Quantizer | None) -> tuple[bytes, Mapping[str, Any]]:
+    """Bytes of a field part, coded where there is a quantizer, and its statistics.
 
     Parameters
     ----------
@@ -34,9 +35,10 @@ def field_part(field: FieldRecord, matrix: NDArray[Any], present: NDArray[np.boo
         Of the field's generation; None below the training size.
     """
     if quantizer is None:
-        return write_field_part(field, matrix, present)
+        return write_field_part(field, matrix, present), {}
     kept = matrix if present.all() else matrix[present]
-    return write_coded_part(field, coded_part(quantizer, kept, np.flatnonzero(present), len(matrix)))
+    part = coded_part(quantizer, kept, np.flatnonzero(present), len(matrix))
+    return write_coded_part(field, part), part.statistics
 
 
 def coded_part(quantizer: Quantizer, vectors: NDArray[Any], rows: NDArray[np.integer[Any]], segment_rows: int) -> CodedPart:

@@ -105,7 +105,7 @@ class Coder:
         places = None if column.rows is None else column.rows.astype(np.int64)
         lease = index.add_rows(segment.rows, encoded, places)
         span = CodedSpan(lease, 0, segment.rows, encoded.refine, column.rows)
-        partition.recode(segment.segment_id, field, CodedColumn(Coding(index, (span,))))
+        partition.recode(segment, field, CodedColumn(Coding(index, (span,))))
 
 
 def _has_codes(partition: Partition, field: str, index: LogicalIndex) -> bool:

@@ -103,7 +103,8 @@ class PartitionLoader:
         check_manifest(manifest, self._record, self._index)
         known = {} if current is None else current.deltas
         deltas = {entry.key: known.get(entry.key) or load_delta(self._store, entry) for entry in manifest.deletes}
-        have = {} if current is None else dict(current.segments)
+        wanted = {entry.segment_id: entry.parts for entry in manifest.segments}
+        have = {} if current is None else {name: each for name, each in current.segments.items() if each.parts == wanted.get(name)}
         missing = [entry for entry in reversed(manifest.segments) if entry.segment_id not in have]
         told_at = -PROGRESS_SECONDS
         try:

@@ -199,14 +199,16 @@ class Partition:
     def _with_codes(self, loaded: LoadedManifest) -> LoadedManifest:
         """The manifest with the segments that are here already, which may have been coded since the loader took them."""
         mine = {} if self._loaded is None else self._loaded.segments
-        return replace(loaded, segments={name: mine.get(name, segment) for name, segment in loaded.segments.items()})
+        chosen = {name: mine[name] if name in mine and mine[name].parts == segment.parts else segment for name, segment in loaded.segments.items()}
+        return replace(loaded, segments=chosen)
 
     # ---- coding -------------------------------------------------------------------------------------------------
-    def recode(self, segment_id: str, field: str, column: CodedColumn) -> None:
-        """Find a segment's rows of one field by codes from now on; nothing where the segment has gone."""
+    def recode(self, of: LoadedSegment, field: str, column: CodedColumn) -> None:
+        """Find the rows of one field of a segment by codes from now on; nothing where the segment, as it was loaded, has gone."""
+        segment_id = of.segment_id
         with self._lock:
             segment = None if self._loaded is None else self._loaded.segments.get(segment_id)
-            if self._loaded is None or segment is None:
+            if self._loaded is None or segment is None or segment.parts != of.parts:
                 return
             coded = replace(segment, vectors={**segment.vectors, field: column})
             self._loaded, self._sealed_changed = replace(self._loaded, segments={**self._loaded.segments, segment_id: coded}), True

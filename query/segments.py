@@ -37,7 +37,10 @@ NUMBER_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class LoadedSegment:
-    """A segment's rows and vectors; which of its rows are live is the partition view's matter."""
+    """A segment's rows and vectors, read from `parts`; which of its rows are live is the partition view's matter.
+
+    Rows of a segment never change, while the vectors of a field may be stored anew in the codes of a generation: then it is another `LoadedSegment`.
+    """
 
     segment_id: str
     batch: pa.RecordBatch
@@ -45,6 +48,7 @@ class LoadedSegment:
     columns: RowColumns
     vectors: Mapping[str, Column]
     held: Held
+    parts: Mapping[str, ObjectEntry]
 
     @property
     def rows(self) -> int:
@@ -109,7 +113,7 @@ class SegmentLoader:
             raise CorruptError(f"{where.key}: {rows.batch.num_rows} rows, the manifest says {entry.rows}")
         batch = rows.batch if rows.batch.schema.equals(self._schema) else conform(rows.batch, self._schema, where.key)
         vectors = {field.name: self._column(parts[field.name], field, entry) for field in self._index.fields}
-        return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held)
+        return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts)
 
     def _field_part(self, entry: SegmentEntry, field: FieldRecord) -> FieldPart | CodedPart | None:
         part = entry.parts.get(FIELD_PART_PREFIX + field.name)

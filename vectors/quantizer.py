@@ -97,7 +97,7 @@ class Quantizer:
     @property
     def size_bytes(self) -> int:
         """Bytes in memory of centroids and codebook."""
-        return 4 * self.dimension * (self.nlist + (1 << CODE_BITS))
+        return int(4 * self.dimension * (self.nlist + (1 << CODE_BITS)))
 
     # ---- encoding ----------------------------------------------------------------------------------------------------
 

@@ -80,7 +80,8 @@ def _recall(quantizer: Quantizer, matrix: NDArray[Any], encoded: EncodedRows, li
     found: dict[str, float] = {}
     nprobe = 1
     while True:
-        _, found_ids = index.search(queries, min(count, REFINE_FACTOR * (wanted + 1)), params=faiss.SearchParametersIVF(nprobe=nprobe))
+        parameters = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]  # faiss's stub lacks it
+        _, found_ids = index.search(queries, min(count, REFINE_FACTOR * (wanted + 1)), params=parameters)
         candidates = np.where(found_ids < 0, -1, np.searchsorted(ids, found_ids))
         answer = _without_self(_refined(quantizer, queries, candidates, encoded.refine), rows)[:, :wanted]
         found[str(nprobe)] = round(float(np.mean([np.isin(truth, hits).mean() for truth, hits in zip(exact, answer, strict=True)])), 4)

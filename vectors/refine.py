@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from contracts.encoder import Metric
 
-MARGIN = 0.05
+MARGIN = 0.1
 """Share of a dimension's range in the sample that is added at both ends, for rows that come later."""
 _ROUNDINGS = {"float16": 512, "float32": 4096}
 """Least width of a range in units of the field dtype's rounding: half a step must hide the rounding of a decoded vector that is stored."""

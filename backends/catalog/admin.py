@@ -17,6 +17,7 @@ from ulid import ULID
 from backends.catalog.collections import CollectionCatalog
 from backends.catalog.manifests import ManifestChain
 from contracts.attributes import parse_time
+from contracts.codec import AUTO
 from contracts.collection import CollectionRecord, FieldRecord, IndexRecord, dead_letter_topic, media_topic, vectors_topic
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, SettingsError
@@ -46,6 +47,7 @@ class CollectionRequest:
     on_partial: str = "keep"
     notifications: bool = False
     archive: str = "on"
+    codec: str = AUTO
 
 
 def create_collection(engines: Engines, request: CollectionRequest) -> CollectionRecord:
@@ -111,7 +113,7 @@ def _record(engines: Engines, request: CollectionRequest, source: TopicInfo, vec
     now = datetime.fromtimestamp(engines.clock.now_seconds(), UTC).isoformat(timespec="milliseconds")
     fields = tuple(request.fields)
     try:
-        index = IndexRecord(name=FIRST_INDEX, fields=fields, vectors_topic=vectors.name, vectors_topic_id=vectors.topic_id)
+        index = IndexRecord(name=FIRST_INDEX, fields=fields, vectors_topic=vectors.name, vectors_topic_id=vectors.topic_id, codec=request.codec)
         return CollectionRecord.model_validate(
             {
                 "version": 1,
