@@ -21,6 +21,8 @@ from contracts.errors import CorruptError
 
 MAGIC = b"HWFILE01"
 ALIGNMENT = 64
+PAGE_BYTES = 4096
+"""Sections of this size and larger begin at multiples of it, so that they can be mapped alone."""
 CHUNK_BYTES = 1024 * 1024
 _TAIL = struct.Struct("<II8s")
 MAX_FOOTER_BYTES = 16 * 1024 * 1024
@@ -31,8 +33,8 @@ def write_footer_file(kind: str, sections: Mapping[str, bytes | memoryview], met
     out = bytearray(MAGIC)
     placed: dict[str, dict[str, int]] = {}
     for name, data in sections.items():
-        out += b"\0" * (-len(out) % ALIGNMENT)
         view = memoryview(data).cast("B")
+        out += b"\0" * (-len(out) % (PAGE_BYTES if len(view) >= PAGE_BYTES else ALIGNMENT))
         placed[name] = {"offset": len(out), "size_bytes": len(view)}
         out += view
     footer = canonical_json.dump({"format": FORMAT_VERSION, "kind": kind, "meta": dict(meta), "sections": placed})

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from contracts.errors import HeadwaterError
+from contracts.errors import HeadwaterError, UnavailableError
 from query.field_indexes import FieldIndexes
 from query.partition import Partition
 from query.partition_view import PartitionView
@@ -23,6 +24,9 @@ from query.parts import CodedColumn, CodedSpan, Coding, VectorColumn
 from query.segments import LoadedSegment
 from vectors.logical_index import LogicalIndex
 from vectors.quantizer import EncodedRows
+
+if TYPE_CHECKING:
+    from query.collection_view import CollectionSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +46,12 @@ class Coder:
         Whose rows are coded.
     indexes : FieldIndexes
         Where they are found then.
+    snapshot : callable
+        The newest snapshot, which says what is gone.
     """
 
-    def __init__(self, name: str, partitions: Mapping[int, Partition], indexes: FieldIndexes) -> None:
-        self._name, self._partitions, self._indexes = name, partitions, indexes
+    def __init__(self, name: str, partitions: Mapping[int, Partition], indexes: FieldIndexes, snapshot: Callable[[], CollectionSnapshot]) -> None:
+        self._name, self._partitions, self._indexes, self._snapshot = name, partitions, indexes, snapshot
         self._wake = threading.Event()
         self._stopping = False
         self._failed: set[tuple[str, str]] = set()
@@ -82,9 +88,22 @@ class Coder:
             view = partition.view
             if view is not None:
                 self._code(partition, view)
-        for index in self._indexes.all().values():
-            if not self._stopping and index.rebuild_due():
-                index.rebuild()
+        for (field, _), index in self._indexes.all().items():
+            if not self._stopping and index.graph_due:
+                index.build_graph()
+            if not self._stopping:
+                self.rebuild(field, index)
+
+    def rebuild(self, field: str, index: LogicalIndex, *, even_if_not_due: bool = False) -> None:
+        """Make an index's tiers anew, without what is gone."""
+        try:
+            snapshot = self._snapshot()
+        except UnavailableError:  # nothing is loaded
+            return
+        numbering = next((each for each in snapshot.numbers(field).coded if each.index is index), None)
+        gone = np.zeros(0, np.uint8) if numbering is None else numbering.gone(snapshot.expired_before_us)
+        if even_if_not_due or index.rebuild_due(int(np.bitwise_count(gone).sum())):
+            index.rebuild(gone)
 
     def _code(self, partition: Partition, view: PartitionView) -> None:
         for field, generation in view.loaded.read.manifest.generation.items():
@@ -104,8 +123,7 @@ class Coder:
         encoded = _together([index.quantizer.encode(column.matrix[start:stop]) for start, stop in _steps(len(column.matrix))], index)
         places = None if column.rows is None else column.rows.astype(np.int64)
         lease = index.add_rows(segment.rows, encoded, places)
-        span = CodedSpan(lease, 0, segment.rows, encoded.refine, column.rows)
-        partition.recode(segment, field, CodedColumn(Coding(index, (span,))))
+        partition.recode(segment, field, CodedColumn(Coding(index, (CodedSpan(lease, 0, segment.rows),)), column.rows))
 
 
 def _has_codes(partition: Partition, field: str, index: LogicalIndex) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
@@ -41,6 +41,7 @@ class CollectionSnapshot:
     taken_at_us: int
     tiers: Mapping[LogicalIndex, Tiers]
     row_numbers: FieldNumbersCache
+    _numbers: dict[str, FieldNumbers] = field(default_factory=dict)
 
     @property
     def parts(self) -> Iterator[tuple[int, Part]]:
@@ -65,9 +66,12 @@ class CollectionSnapshot:
         """Share of the committed rows that answers are from: the mean over all partitions, of which one without a manifest counts nothing."""
         return sum(view.coverage for view in self.views.values()) / self.record.partitions
 
-    def numbers(self, field: str) -> FieldNumbers:
+    def numbers(self, field_name: str) -> FieldNumbers:
         """How the rows of one field are searched."""
-        return self.row_numbers.get(field, self.views, self.expired_before_us)
+        found = self._numbers.get(field_name)
+        if found is None:
+            found = self._numbers[field_name] = self.row_numbers.get(field_name, self.views, self.expired_before_us)
+        return found
 
 
 class CollectionView:
@@ -92,12 +96,13 @@ class CollectionView:
         self._tail = TailReader(engines, record, self.index, self._partitions, self._notice, self._node.memory)
         self._indexes = FieldIndexes(engines.store, record, self.index)
         self._numbers = FieldNumbersCache()
-        self._coder = Coder(record.name, self._partitions, self._indexes)
+        self._coder = Coder(record.name, self._partitions, self._indexes, self.snapshot)
         segments = SegmentLoader(self._node, self.index, record.attributes, self._indexes)
         self._follower = ManifestFollower(
             engines, record, self.index, self._partitions, segments, self._node.pool, self._tail.start_partition, self._coder.look
         )
         self._started = False
+        self._last: CollectionSnapshot | None = None
         self._error: HeadwaterError | None = None
 
     def _notice(self, partition: int, version: int) -> None:
@@ -160,11 +165,24 @@ class CollectionView:
         """
         if self._error is not None:
             raise UnavailableError(self._error.message, hint=self._error.hint, code=self._error.error_code)
+        if self._last is not None and self._is_newest(self._last):
+            return self._last
         views, tiers = self._pinned()
         if not views:
             raise UnavailableError(f"collection {self.record.name!r} is being loaded", hint="try again in a moment", code="collection_loading")
         now_us = int(self._engines.clock.now_seconds() * 1_000_000)
-        return CollectionSnapshot(self.record, self.index, views, now_us, tiers, self._numbers)
+        self._last = CollectionSnapshot(self.record, self.index, views, now_us, tiers, self._numbers)
+        return self._last
+
+    def _is_newest(self, last: CollectionSnapshot) -> bool:
+        """Whether a snapshot can be given once more: nothing has changed, and nothing in it expires."""
+        return (
+            self.record.retention_seconds is None
+            and len(last.views) == len(self._partitions)
+            and len(last.tiers) == len(self._indexes)
+            and all(self._partitions[number].view is view for number, view in last.views.items())
+            and all(index.tiers is tiers for index, tiers in last.tiers.items())
+        )
 
     def _pinned(self) -> tuple[dict[int, PartitionView], dict[LogicalIndex, Tiers]]:
         """Views and tiers that fit: rows are put into tiers before a view names them, and only new tiers lack what no view names any more."""

@@ -60,6 +60,10 @@ class FieldIndexes:
             raise SnapshotError(f"generation {key} is gone", hint="reload the manifest")
         return Quantizer.open(read, key)
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._made)
+
     def all(self) -> Mapping[tuple[str, int], LogicalIndex]:
         """Every index so far, by field and generation."""
         with self._lock:

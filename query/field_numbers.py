@@ -7,17 +7,18 @@ mean which rows. Owns: reuse of what did not change since the snapshot before. N
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import is_
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from query.partition_view import PartitionView
-from query.parts import CodedSpan, Part
-from vectors import candidates
+from query.parts import TAIL, CodedSpan, Part
 from vectors.logical_index import LogicalIndex
 from vectors.nprobe import choose_nprobe
 from vectors.tiers import Allowed
@@ -26,8 +27,7 @@ EXPIRY_STEP_US = 1_000_000
 """Rows that expire leave the bitmap this much later at most; hits are looked at once more."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedPart:
+class PlacedPart(NamedTuple):
     """A part, and the partition that it belongs to."""
 
     partition: int
@@ -36,26 +36,18 @@ class PlacedPart:
 
 @dataclass(frozen=True, slots=True)
 class _Spans:
-    """Spans of one block in one logical index, and the arrays of them that a search reads, all of shape (s,)."""
+    """Spans of one block in one logical index, and the arrays of them that a search reads, both of shape (s,)."""
 
     placed: tuple[PlacedPart, ...]
     spans: tuple[CodedSpan, ...]
     starts: NDArray[np.int64]
     first_rows: NDArray[np.int64]
-    addresses: NDArray[np.int64]
-    scattered: NDArray[np.bool_]
 
     @classmethod
     def of(cls, entries: Sequence[tuple[PlacedPart, CodedSpan]]) -> _Spans:
         placed, spans = tuple(placed for placed, _ in entries), tuple(span for _, span in entries)
-        return cls(
-            placed,
-            spans,
-            np.array([span.lease.numbers.start for span in spans], np.int64),
-            np.array([span.first_row for span in spans], np.int64),
-            np.array([candidates.address_of(span.refine) for span in spans], np.int64),
-            np.array([span.refine_rows is not None for span in spans], np.bool_),
-        )
+        starts = np.array([span.lease.numbers.start for span in spans], np.int64)
+        return cls(placed, spans, starts, np.array([span.first_row for span in spans], np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,30 +97,25 @@ class Numbering:
         self.placed = tuple(chain.from_iterable(each.placed for each in mine))
         self.spans = tuple(chain.from_iterable(each.spans for each in mine))
         starts = np.concatenate([each.starts for each in mine])
-        self._order = np.argsort(starts)
-        self._starts = starts[self._order]
-        self._first_rows = np.concatenate([each.first_rows for each in mine])[self._order]
-        self._addresses = np.concatenate([each.addresses for each in mine])[self._order]
-        self._scattered = np.concatenate([each.scattered for each in mine])[self._order]
-        self._any_scattered = bool(self._scattered.any())
-        self._width = index.quantizer.refine_bytes
+        order = np.argsort(starts)
+        self.placed, self.spans = tuple(self.placed[at] for at in order), tuple(self.spans[at] for at in order)
+        self._starts: list[int] = starts[order].tolist()
+        self._shifts: list[int] = (np.concatenate([each.first_rows for each in mine]) - starts)[order].tolist()
         self._nprobe: dict[float, int] = {}
 
-    def locate(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
-        """Place in `placed`, part row, and refine code of shape (n, width), of each number."""
-        at = np.searchsorted(self._starts, numbers, "right") - 1
-        offsets = numbers - self._starts[at]
-        rows = offsets + self._first_rows[at]
-        if self._any_scattered:
-            self._scatter(at, rows, offsets)
-        return self._order[at], rows, candidates.gather(self._addresses[at] + offsets * self._width, self._width)
+    def place(self, number: int) -> tuple[int, Part, int]:
+        """Partition, part, and row in it, of a number."""
+        at = bisect_right(self._starts, number) - 1  # of Python's own numbers: for the ten of an answer that is faster than arrays
+        partition, part = self.placed[at]
+        return partition, part, number + self._shifts[at]
 
-    def _scatter(self, at: NDArray[np.int64], rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
-        for each in np.unique(at[self._scattered[at]]):
-            refine_rows = self.spans[self._order[each]].refine_rows
-            assert refine_rows is not None, "it is scattered"
-            mine = at == each
-            offsets[mine] = np.searchsorted(refine_rows, rows[mine])
+    def gone(self, expired_before_us: int | None) -> NDArray[np.uint8]:
+        """Bitmap of rows of segments that are not live, or have expired: no later view shows them."""
+        bits = np.zeros(self.index.numbers.limit >> 3, np.uint8)
+        for (_, part), span in zip(self.placed, self.spans, strict=True):
+            if part.name != TAIL:
+                _put(bits, span, ~part.eligible(expired_before_us))
+        return bits
 
     def nprobe(self, target_recall: float) -> int:
         """Lists to probe for a recall, by what the writers of the segments measured."""

@@ -30,7 +30,7 @@ class Shown:
 
 def show_point(snapshot: CollectionSnapshot, ref: RowRef, shown: Shown) -> dict[str, Any]:
     """One point. `version` is the media offset that the row came from; `score` is there where vectors were compared."""
-    point: dict[str, Any] = {"id": ref.part.value(ref.row, "id"), "version": int(ref.part.columns.offsets[ref.row])}
+    point: dict[str, Any] = {"id": ref.part.id(ref.row), "version": int(ref.part.columns.offsets[ref.row])}
     if ref.score is not None:
         point["score"] = ref.score
     if shown.payload is not False:

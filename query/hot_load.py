@@ -104,7 +104,7 @@ class PartitionLoader:
         known = {} if current is None else current.deltas
         deltas = {entry.key: known.get(entry.key) or load_delta(self._store, entry) for entry in manifest.deletes}
         wanted = {entry.segment_id: entry.parts for entry in manifest.segments}
-        have = {} if current is None else {name: each for name, each in current.segments.items() if each.parts == wanted.get(name)}
+        have = {} if current is None else {name: each for name, each in current.segments.items() if each.is_of(wanted.get(name))}
         missing = [entry for entry in reversed(manifest.segments) if entry.segment_id not in have]
         told_at = -PROGRESS_SECONDS
         try:

@@ -66,9 +66,9 @@ class LoadPool:
                 self._idle -= 1
                 if not self._queue:
                     return
-                _, _, *job = heapq.heappop(self._queue)
-            _do(*job)
-            job.clear()  # while this thread waits, it must not keep what it loaded last
+                _, _, future, work = heapq.heappop(self._queue)
+            _do(future, work)
+            del future, work  # while this thread waits, it must not keep what it loaded last
 
 
 def _do(future: Future[Any], work: Callable[[], Any]) -> None:

@@ -199,7 +199,7 @@ class Partition:
     def _with_codes(self, loaded: LoadedManifest) -> LoadedManifest:
         """The manifest with the segments that are here already, which may have been coded since the loader took them."""
         mine = {} if self._loaded is None else self._loaded.segments
-        chosen = {name: mine[name] if name in mine and mine[name].parts == segment.parts else segment for name, segment in loaded.segments.items()}
+        chosen = {name: mine[name] if name in mine and mine[name].is_of(segment.parts) else segment for name, segment in loaded.segments.items()}
         return replace(loaded, segments=chosen)
 
     # ---- coding -------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class Partition:
         segment_id = of.segment_id
         with self._lock:
             segment = None if self._loaded is None else self._loaded.segments.get(segment_id)
-            if self._loaded is None or segment is None or segment.parts != of.parts:
+            if self._loaded is None or segment is None or not segment.is_of(of.parts):
                 return
             coded = replace(segment, vectors={**segment.vectors, field: column})
             self._loaded, self._sealed_changed = replace(self._loaded, segments={**self._loaded.segments, segment_id: coded}), True

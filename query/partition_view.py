@@ -17,7 +17,7 @@ from query.parts import Part
 from query.segments import LoadedDelta, LoadedSegment
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LoadedManifest:
     """A manifest with what it names: segments in its order, and live rows of each without the tail's masks; all of them where it is `complete`."""
 
@@ -37,7 +37,7 @@ class LoadedManifest:
         return len(self.segments) == len(self.read.manifest.segments)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PartitionView:
     """A partition at one moment.
 
@@ -80,7 +80,7 @@ class PartitionView:
         hashes = id_hashes([item_id])
         for part, segment in self._segments():
             at = int(segment.ids.find(hashes)[0])
-            if at >= 0 and part.live[at] and part.value(at, "id") == item_id:
+            if at >= 0 and part.live[at] and part.id(at) == item_id:
                 return part, at
         return None
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from contracts.item import VersionOrder, version_order
+from query.texts import Texts
 from vectors.logical_index import Lease, LogicalIndex
 
 TAIL = "tail"
@@ -29,23 +30,12 @@ NEVER_US = np.iinfo(np.int64).max
 class CodedSpan:
     """Consecutive row numbers that stand for consecutive rows of a part.
 
-    Number ``lease.numbers.start + i`` is part row ``first_row + i`` (none where that is negative or at or above ``stop_row``). `refine` has shape
-    (m, width), dtype uint8: row i belongs to number i of the span; or, where `refine_rows` is not None, shape (m,), to the part row that it names.
+    Number ``lease.numbers.start + i`` is part row ``first_row + i`` (none where that is negative or at or above ``stop_row``).
     """
 
     lease: Lease
     first_row: int
     stop_row: int
-    refine: NDArray[np.uint8]
-    refine_rows: NDArray[np.uint32] | None = None
-
-    def refine_row(self, part_row: int) -> NDArray[np.uint8] | None:
-        """Refine code of a part row, shape (width,), or None where it has no vector."""
-        if self.refine_rows is None:
-            found: NDArray[np.uint8] = self.refine[part_row - self.first_row]
-            return found
-        at = int(np.searchsorted(self.refine_rows, part_row))
-        return self.refine[at] if at < len(self.refine_rows) and self.refine_rows[at] == part_row else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,37 +104,42 @@ class VectorColumn:
 
 @dataclass(frozen=True, slots=True)
 class CodedColumn:
-    """Vectors of one field of a segment as codes: in the logical index those that find, here (mostly in a mapped file) those that refine."""
+    """Vectors of one field of a segment as codes, in the logical index.
+
+    `rows`, shape (m,), ascending, are the part rows that have a vector; all of them where it is None.
+    """
 
     coding: Coding
-
-    @property
-    def _span(self) -> CodedSpan:
-        return self.coding.spans[0]
+    rows: NDArray[np.uint32] | None = None
 
     @property
     def vectors(self) -> int:
         """How many rows have a vector."""
-        return len(self._span.refine)
+        span = self.coding.spans[0]
+        return span.stop_row - span.first_row if self.rows is None else len(self.rows)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that only this process's memory holds; a mapped file's can be read again and do not count."""
-        return int(self._span.refine.nbytes) if self._span.refine.flags.owndata else 0
+        """Bytes of refine codes that only this process's memory holds."""
+        span = self.coding.spans[0]
+        return 0 if span.lease.mapped else span.lease.numbers.capacity * self.coding.index.quantizer.refine_bytes
 
     @property
     def mapped_bytes(self) -> int:
-        """Bytes of refine codes in a mapped file."""
-        return int(self._span.refine.nbytes) - self.size_bytes
+        """Bytes of refine codes in a mapped file, which can be read again."""
+        return self.vectors * self.coding.index.quantizer.refine_bytes if self.coding.spans[0].lease.mapped else 0
 
     def having(self, eligible: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Part rows, shape (n,), that are eligible, shape (n,), and have a vector."""
-        return _having(self._span.refine_rows, eligible)
+        return _having(self.rows, eligible)
 
     def vector(self, part_row: int) -> NDArray[np.float32] | None:
         """The vector of a part row, shape (d,), as its refine code says it, or None."""
-        code = self._span.refine_row(part_row)
-        return None if code is None else self.coding.index.quantizer.decode(code[None])[0]
+        if self.rows is not None:
+            at = int(np.searchsorted(self.rows, part_row))
+            if at == len(self.rows) or self.rows[at] != part_row:
+                return None
+        return self.coding.index.vector(self.coding.spans[0].lease.numbers.start + part_row)
 
 
 Column = VectorColumn | CodedColumn
@@ -173,7 +168,7 @@ class RowColumns:
         return cls(batch.column("offset").to_numpy(), batch.column("item").to_numpy(), times.to_numpy())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Rows of one segment, or of the tail, with their vectors.
 
@@ -193,6 +188,8 @@ class Part:
         shape (n,); False for a row that a newer version or a delete took away.
     newest_row : callable, optional
         The tail's look-up of an id: None where it never came; the row of its newest version, which may lie behind this part's rows.
+    ids : Texts, optional
+        A segment's ids by row.
     """
 
     name: str
@@ -202,6 +199,7 @@ class Part:
     vectors: Mapping[str, Column]
     live: NDArray[np.bool_]
     newest_row: Callable[[str], int | None] | None = None
+    ids: Texts | None = None
 
     @property
     def rows(self) -> int:
@@ -222,6 +220,11 @@ class Part:
         """The batch that holds a row, and the row's number in it."""
         at = bisect_right(self.starts, row) - 1
         return self.batches[at], row - self.starts[at]
+
+    def id(self, row: int) -> str:
+        """The id of a row."""
+        found: str = self.value(row, "id") if self.ids is None else self.ids[row]
+        return found
 
     def value(self, row: int, column: str) -> Any:
         """One stored value as Python's own."""

@@ -6,19 +6,20 @@ Never: looks at anything that is not in the pinned snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contracts.collection import FieldRecord
 from query.collection_view import CollectionSnapshot
-from query.field_numbers import FieldNumbers, Numbering
+from query.field_numbers import FieldNumbers, Numbering, PlacedPart
 from query.filters import Filter, apply_filter
 from query.parts import Part, VectorColumn
 from vectors import flat
-from vectors.candidates import closest_of
 from vectors.recall import REFINE_FACTOR
 from vectors.tiers import Allowed
 
@@ -30,8 +31,7 @@ EXACT_BLOCK = 8192
 """Rows that are decoded at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowRef:
+class RowRef(NamedTuple):
     """A row of a part of a snapshot; `score` is None where nothing was compared."""
 
     partition: int
@@ -51,7 +51,7 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class VectorSearch:
-    """What to search for: `vector`, shape (d,), in `field`; the row `without` is left out."""
+    """What to search for: `vector`, shape (d,), C order, in `field`; the row `without` is left out."""
 
     field: FieldRecord
     vector: NDArray[np.float32]
@@ -95,22 +95,24 @@ def search_many(snapshot: CollectionSnapshot, wanted: Sequence[VectorSearch]) ->
 
 
 def _alike(one: VectorSearch, other: VectorSearch) -> bool:
-    return (one.field, one.effort, one.limit + one.offset, one.chosen) == (other.field, other.effort, other.limit + other.offset, other.chosen)
+    return _kind(one) == _kind(other)
+
+
+def _kind(wanted: VectorSearch) -> tuple[object, ...]:
+    return wanted.field, wanted.effort, wanted.limit + wanted.offset, wanted.chosen, wanted.without is None
 
 
 def _search_alike(snapshot: CollectionSnapshot, wanted: Sequence[VectorSearch]) -> list[Found]:
     first = wanted[0]
     numbers = snapshot.numbers(first.field.name)
     queries = first.vector[None] if len(wanted) == 1 else np.stack([each.vector for each in wanted])
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
-    fetch = first.offset + first.limit + any(each.without is not None for each in wanted)
+    fetch = first.offset + first.limit + (first.without is not None)
     masks = None if first.chosen is None else _masks(snapshot, numbers, first.chosen)
-    sources = [_search_flat(snapshot, queries, fetch, first.field, placed.partition, placed.part, masks) for placed in numbers.flat]
-    sources += [_search_coded(snapshot, queries, fetch, first, numbering, masks) for numbering in numbers.coded]
-    return [
-        (_refs(snapshot, each, [source.of(at) for source in sources], fetch), sum(int(source.compared[at]) for source in sources))
-        for at, each in enumerate(wanted)
-    ]
+    sources = [_search_coded(snapshot, queries, fetch, first, numbering, masks) for numbering in numbers.coded]
+    if numbers.flat:
+        sources.insert(0, _search_flat(snapshot, queries, fetch, first.field, numbers.flat, masks))
+    compared = sum([source.compared for source in sources])
+    return [(_chosen(snapshot, each, [source.refs[at] for source in sources], fetch), compared) for at, each in enumerate(wanted)]
 
 
 def _masks(snapshot: CollectionSnapshot, numbers: FieldNumbers, chosen: Filter) -> Masks:
@@ -119,116 +121,84 @@ def _masks(snapshot: CollectionSnapshot, numbers: FieldNumbers, chosen: Filter) 
     return {name: eligible_rows(snapshot, part, chosen) for name, part in parts.items()}
 
 
-# ---- what one place has found -------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class _Hits:
-    """Hits of one query in one place: `scores` and what `ref` makes rows of, both in the order best first."""
+class _Source(NamedTuple):
+    """For each query its hits in one place, best first, and about how many vectors or codes were compared for each."""
 
-    scores: NDArray[np.float32]
-    ref: Callable[[int], RowRef]
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Hits of all queries in one place, and how many vectors or codes were compared for each."""
-
-    of: Callable[[int], _Hits]
-    compared: Sequence[int] | NDArray[np.int64]
+    refs: Sequence[list[RowRef]]
+    compared: int
 
 
 def _search_flat(
-    snapshot: CollectionSnapshot,
-    queries: NDArray[np.float32],
-    fetch: int,
-    field: FieldRecord,
-    partition: int,
-    part: Part,
-    masks: Masks | None,
+    snapshot: CollectionSnapshot, queries: NDArray[np.float32], fetch: int, field: FieldRecord, parts: Sequence[PlacedPart], masks: Masks | None
 ) -> _Source:
-    column = part.vectors[field.name]
-    assert isinstance(column, VectorColumn), "it has no codes"
-    rows = part.eligible(snapshot.expired_before_us) if masks is None else masks[id(part)]
-    allowed = column.allowed(rows)
-    found = flat.search_batch(queries, column.matrix, field.metric, fetch, allowed)
-
-    def hits(query: int) -> _Hits:
-        scores, at = found[query].scores, found[query].rows
-        return _Hits(scores, lambda i: RowRef(partition, part, column.part_row(int(at[i])), float(scores[i])))
-
-    return _Source(hits, [int(np.count_nonzero(allowed))] * len(queries))
+    """All vectors of parts that have no codes."""
+    found: list[list[flat.FlatHits]] = []
+    columns: list[VectorColumn] = []
+    compared = 0
+    for placed in parts:
+        column = placed.part.vectors[field.name]
+        assert isinstance(column, VectorColumn), "it has no codes"
+        rows = placed.part.eligible(snapshot.expired_before_us) if masks is None else masks[id(placed.part)]
+        allowed = column.allowed(rows)
+        compared += int(np.count_nonzero(allowed))
+        columns.append(column)
+        found.append(flat.search_batch(queries, column.matrix, field.metric, fetch, allowed))
+    refs = []
+    for query in range(len(queries)):
+        merged = flat.merge([hits[query] for hits in found], field.metric, fetch)
+        refs.append([RowRef(*parts[hit.part], columns[hit.part].part_row(hit.row), hit.score) for hit in merged])
+    return _Source(refs, compared)
 
 
 def _search_coded(
     snapshot: CollectionSnapshot, queries: NDArray[np.float32], fetch: int, wanted: VectorSearch, numbering: Numbering, masks: Masks | None
 ) -> _Source:
+    """Rows of one logical index: those whose codes are closest, compared again with their refine codes."""
     allowed = numbering.allowed if masks is None else numbering.allow(masks)
-    if wanted.effort.exact or (masks is not None and allowed.count() <= EXACT_BELOW):
-        return _scan_refine(queries, fetch, wanted.field, numbering, allowed)
     effort = wanted.effort
-    nprobe = effort.nprobe if effort.nprobe is not None else numbering.nprobe(effort.target_recall)
-    lists, distances = numbering.index.assign(queries, nprobe)
-    candidates = max(LEAST_CANDIDATES, REFINE_FACTOR * fetch)
-    numbers, compared = snapshot.tiers[numbering.index].closest(queries, candidates, lists, distances, allowed)
-    return _Source(lambda query: _refined(queries[query], numbers[query], fetch, wanted.field, numbering), compared)
+    if effort.exact or (masks is not None and allowed.count() <= EXACT_BELOW):
+        return _scan_refine(queries, fetch, wanted.field, numbering, allowed)
+    nlist, tiers = numbering.index.quantizer.nlist, snapshot.tiers[numbering.index]
+    nprobe = min(nlist, effort.nprobe if effort.nprobe is not None else numbering.nprobe(effort.target_recall))
+    found, distances = tiers.closest(queries, fetch, max(LEAST_CANDIDATES, REFINE_FACTOR * fetch), nprobe, allowed)
+    scores = flat.scores_of(distances, wanted.field.metric)
+    refs = [_refs(numbering, *hits) for hits in zip(found.tolist(), scores.tolist(), strict=True)]
+    return _Source(refs, tiers.rows * nprobe // nlist)
 
 
-def _refined(query: NDArray[np.float32], numbers: NDArray[np.int64], fetch: int, field: FieldRecord, numbering: Numbering) -> _Hits:
-    if len(numbers) and numbers[-1] < 0:
-        numbers = numbers[numbers >= 0]
-    at, rows, codes = numbering.locate(numbers)
-    scores = numbering.index.quantizer.refine_scores(query[None], codes[None])[0]
-    best = closest_of(scores, fetch, flat.higher_is_better(field.metric))
-    return _coded_hits(numbering, at[best], rows[best], scores[best])
-
-
-def _coded_hits(numbering: Numbering, at: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]) -> _Hits:
-    places, part_rows, values = at.tolist(), rows.tolist(), scores.tolist()
-
-    def ref(i: int) -> RowRef:
-        placed = numbering.placed[places[i]]
-        return RowRef(placed.partition, placed.part, part_rows[i], values[i])
-
-    return _Hits(scores, ref)
+def _refs(numbering: Numbering, numbers: list[int], scores: list[float]) -> list[RowRef]:
+    place = numbering.place
+    return [RowRef(*place(number), score) for number, score in zip(numbers, scores, strict=True) if number >= 0]
 
 
 def _scan_refine(queries: NDArray[np.float32], fetch: int, field: FieldRecord, numbering: Numbering, allowed: Allowed) -> _Source:
     """All allowed rows, compared with their refine codes."""
-    numbers = allowed.numbers()
-    kept: list[flat.FlatHits] = [flat.FlatHits(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
+    numbers, index = allowed.numbers(), numbering.index
+    if not len(numbers):
+        return _Source([[] for _ in queries], 0)
+    kept = [flat.FlatHits(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
     for start in range(0, len(numbers), EXACT_BLOCK):
         block = numbers[start : start + EXACT_BLOCK]
-        matrix = numbering.index.quantizer.decode(numbering.locate(block)[2])
-        for query, hits in enumerate(flat.search_batch(queries, matrix, field.metric, fetch)):
-            scores = np.concatenate([kept[query].scores, hits.scores])
-            best = closest_of(scores, fetch, flat.higher_is_better(field.metric))
-            kept[query] = flat.FlatHits(np.concatenate([kept[query].rows, block[hits.rows]])[best], scores[best])
-
-    def hits_of(query: int) -> _Hits:
-        at, rows, _ = numbering.locate(kept[query].rows)
-        return _coded_hits(numbering, at, rows, kept[query].scores)
-
-    return _Source(hits_of, [len(numbers)] * len(queries))
+        hits = flat.search_batch(queries, index.quantizer.decode(index.refine_codes(block)), field.metric, fetch)
+        kept = [flat.best_of(before, flat.FlatHits(block[now.rows], now.scores), field.metric, fetch) for before, now in zip(kept, hits, strict=True)]
+    return _Source([_refs(numbering, hits.rows.tolist(), hits.scores.tolist()) for hits in kept], len(numbers))
 
 
-# ---- merged -------------------------------------------------------------------------------------------------------
-def _refs(snapshot: CollectionSnapshot, wanted: VectorSearch, places: Sequence[_Hits], fetch: int) -> list[RowRef]:
+def _chosen(snapshot: CollectionSnapshot, wanted: VectorSearch, places: Sequence[list[RowRef]], fetch: int) -> list[RowRef]:
     """The best of all places that the caller may see; of equal scores those of the earlier place come first."""
-    places = [hits for hits in places if len(hits.scores)]
-    if len(places) == 1:
-        refs = [places[0].ref(i) for i in range(min(fetch, len(places[0].scores)))]
-    else:
-        found = [flat.FlatHits(np.arange(len(hits.scores)), hits.scores) for hits in places]
-        refs = [places[hit.part].ref(hit.row) for hit in flat.merge(found, wanted.field.metric, fetch)]
-    expired, without = snapshot.expired_before_us, wanted.without
+    higher = flat.higher_is_better(wanted.field.metric)
+    refs = places[0] if len(places) == 1 else sorted(chain.from_iterable(places), key=_score, reverse=higher)[:fetch]
+    expired, without, threshold = snapshot.expired_before_us, wanted.without, wanted.score_threshold
     if without is not None:
         refs = [ref for ref in refs if ref.part is not without.part or ref.row != without.row]
     if expired is not None:
         refs = [ref for ref in refs if ref.part.is_eligible(ref.row, expired)]
     refs = refs[wanted.offset : wanted.offset + wanted.limit]
-    threshold = wanted.score_threshold
-    return refs if threshold is None else [ref for ref in refs if _reaches(ref.score, threshold, wanted.field)]
+    if threshold is None:
+        return refs
+    return [ref for ref in refs if (_score(ref) >= threshold if higher else _score(ref) <= threshold)]
 
 
-def _reaches(score: float | None, threshold: float, field: FieldRecord) -> bool:
-    assert score is not None, "it was compared"
-    return score >= threshold if flat.higher_is_better(field.metric) else score <= threshold
+def _score(ref: RowRef) -> float:
+    assert ref.score is not None, "it was compared"
+    return ref.score

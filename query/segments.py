@@ -26,8 +26,9 @@ from query.field_indexes import FieldIndexes
 from query.memory_budget import Held
 from query.node import Node
 from query.parts import CodedColumn, CodedSpan, Coding, Column, Part, RowColumns, VectorColumn
+from query.texts import Texts
 from vectors.flat import as_float32
-from vectors.inverted_lists import list_sizes, read_lists
+from vectors.inverted_lists import read_lists
 from vectors.quantizer import Quantizer
 
 ROW_BYTES = 64
@@ -49,6 +50,7 @@ class LoadedSegment:
     vectors: Mapping[str, Column]
     held: Held
     parts: Mapping[str, ObjectEntry]
+    id_texts: Texts
 
     @property
     def rows(self) -> int:
@@ -60,9 +62,14 @@ class LoadedSegment:
         """Bytes that were counted for it, of memory that no file can give back."""
         return self.held.size_bytes
 
+    def is_of(self, parts: Mapping[str, ObjectEntry] | None) -> bool:
+        """Whether it was read from these parts."""
+        mine = self.parts
+        return parts is not None and mine.keys() == parts.keys() and all(mine[name].sha256 == part.sha256 for name, part in parts.items())
+
     def part(self, live: NDArray[np.bool_]) -> Part:
         """The segment as a part with that mask of live rows, shape (rows,)."""
-        return Part(self.segment_id, (self.batch,), (0,), self.columns, self.vectors, live)
+        return Part(self.segment_id, (self.batch,), (0,), self.columns, self.vectors, live, ids=self.id_texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,7 @@ class SegmentLoader:
             raise CorruptError(f"{where.key}: {rows.batch.num_rows} rows, the manifest says {entry.rows}")
         batch = rows.batch if rows.batch.schema.equals(self._schema) else conform(rows.batch, self._schema, where.key)
         vectors = {field.name: self._column(parts[field.name], field, entry) for field in self._index.fields}
-        return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts)
+        return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts, Texts(batch.column("id")))
 
     def _field_part(self, entry: SegmentEntry, field: FieldRecord) -> FieldPart | CodedPart | None:
         part = entry.parts.get(FIELD_PART_PREFIX + field.name)
@@ -130,10 +137,11 @@ class SegmentLoader:
         if isinstance(part, FieldPart):
             return VectorColumn(as_float32(part.matrix), rows)
         index = self._indexes.get(field.name, part.generation)
-        sizes = checked_sizes(part, index.quantizer, where)
-        lease = index.add_segment(entry.rows, sizes, lambda: read_lists(part.lists, index.quantizer, part.rows, where))
+        check_quantizer(part, index.quantizer, where)
+        places = None if rows is None else rows.astype(np.int64)
+        lease = index.add_segment(entry.rows, lambda: read_lists(part.lists, index.quantizer, part.rows, where), part.refine, places)
         recall = {int(nprobe): float(share) for nprobe, share in part.statistics.get("recall", {}).items()}
-        return CodedColumn(Coding(index, (CodedSpan(lease, 0, entry.rows, part.refine, rows),), recall))
+        return CodedColumn(Coding(index, (CodedSpan(lease, 0, entry.rows),), recall), rows)
 
 
 def _memory_bytes(entry: SegmentEntry, parts: Iterable[FieldPart | CodedPart | None]) -> int:
@@ -142,23 +150,18 @@ def _memory_bytes(entry: SegmentEntry, parts: Iterable[FieldPart | CodedPart | N
     for part in parts:
         if isinstance(part, CodedPart):
             total += len(part.refine) * 4 * (part.code_bytes + NUMBER_BYTES)
+            if len(part.rows) < entry.rows:  # refine codes are copied to their rows' places
+                total += entry.rows * part.refine.shape[1]
         elif part is not None:
             total += part.matrix.size * 4
     return total
 
 
-def checked_sizes(part: CodedPart, quantizer: Quantizer, where: str) -> NDArray[np.int64]:
-    """Lengths of a coded part's lists, shape (nlist,).
-
-    Raises
-    ------
-    CorruptError
-        The part was not coded by that quantizer, or its lists are damaged.
-    """
+def check_quantizer(part: CodedPart, quantizer: Quantizer, where: str) -> None:
+    """Compare a coded part with the quantizer that is to read it; CorruptError where another one wrote it."""
     said = (part.codec, part.nlist, part.code_bytes, part.refine.shape[1])
     if said != (quantizer.codec.name, quantizer.nlist, quantizer.code_bytes, quantizer.refine_bytes):
         raise CorruptError(f"{where}: codec, lists and bytes are {said}, which generation {quantizer.number} is not")
-    return list_sizes(memoryview(part.lists), quantizer.nlist, quantizer.code_bytes, where).sizes
 
 
 def load_delta(store: ObjectStore, entry: ObjectEntry) -> LoadedDelta:

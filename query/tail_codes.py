@@ -65,7 +65,7 @@ class TailCodes:
 
     def coding(self, rows: int) -> Coding:
         """How the first `rows` rows of the tail are found."""
-        spans = (CodedSpan(chunk.lease, first, min(rows, first + chunk.rows), chunk.refine) for chunk, first in self._chunks if first < rows)
+        spans = (CodedSpan(chunk.lease, first, min(rows, first + chunk.rows)) for chunk, first in self._chunks if first < rows)
         return Coding(self.index, tuple(spans))
 
     def trimmed(self, cut: int) -> TailCodes:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from contracts.encoder import Metric
 
+LARGEST = np.finfo(np.float32).max
 GATHER_BELOW = 0.1
 """Share of allowed rows below which they are copied together first: a selector that says no to most rows costs more than the copy."""
 
@@ -125,10 +126,9 @@ def _knn(queries: NDArray[np.float32], matrix: NDArray[np.float32], metric: Metr
     place = (faiss.swig_ptr(queries), faiss.swig_ptr(matrix), *shape, faiss.swig_ptr(scores), faiss.swig_ptr(rows))
     if metric == "euclid":
         faiss.knn_L2sqr(*place, None, selector)
-        np.sqrt(np.maximum(scores, 0.0), out=scores)
     else:
         faiss.knn_inner_product(*place, selector)
-        np.minimum(scores, np.finfo(np.float32).max, out=scores)  # a product beyond float32 is still the largest
+    scores = scores_of(scores, metric)
     kept = rows >= 0  # a score that is not comparable (NaN) is never kept by faiss, so a place can stay empty
     return [FlatHits(rows[at][kept[at]], scores[at][kept[at]]) for at in range(len(queries))]
 
@@ -138,6 +138,20 @@ def one_thread() -> None:
     if not getattr(_threads, "set", False):
         faiss.omp_set_num_threads(1)  # the setting is the calling thread's own
         _threads.set = True
+
+
+def scores_of(distances: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+    """Scores, of the same shape (n, k), of what faiss calls distances: inner products, or squares of L2 for euclid."""
+    if metric == "euclid":
+        return np.sqrt(np.maximum(distances, 0.0))
+    return np.minimum(distances, LARGEST)  # a product beyond float32 is still the largest
+
+
+def best_of(one: FlatHits, other: FlatHits, metric: Metric, limit: int) -> FlatHits:
+    """Best `limit` hits of two searches of different rows, best first; of equal scores those of the first one come first."""
+    scores = np.concatenate([one.scores, other.scores])
+    best = np.argsort(-scores if higher_is_better(metric) else scores, kind="stable")[:limit]
+    return FlatHits(np.concatenate([one.rows, other.rows])[best], scores[best])
 
 
 def merge(parts: Sequence[FlatHits], metric: Metric, limit: int) -> list[MergedHit]:

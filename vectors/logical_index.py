@@ -13,19 +13,20 @@ import threading
 import weakref
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from vectors.flat import one_thread
+from vectors import coarse_graph
 from vectors.quantizer import EncodedRows, Quantizer
-from vectors.rebuild_policy import rebuild_due
+from vectors.rebuild_policy import fits_whole, rebuild_due
+from vectors.refine_arena import RefineArena
 from vectors.row_numbers import NumberRange, RowNumbers
-from vectors.tiers import LeftRight, Lists, Tiers
+from vectors.tiers import NUMBER_BYTES, LeftRight, Lists, Searching, Tiers
 
 
 @dataclass(slots=True, eq=False)
@@ -44,22 +45,21 @@ class _Piece:
 
 
 class Lease:
-    """Held by everything that may still name these rows."""
+    """Held by everything that may still name these rows; `mapped` says whether their refine codes take no memory of their own."""
 
-    __slots__ = ("__weakref__", "numbers")
+    __slots__ = ("__weakref__", "mapped", "numbers")
 
-    def __init__(self, numbers: NumberRange) -> None:
-        self.numbers = numbers
+    def __init__(self, numbers: NumberRange, mapped: bool) -> None:
+        self.numbers, self.mapped = numbers, mapped
 
 
 @dataclass(slots=True, eq=False)
 class _Segment(_Piece):
-    sizes: NDArray[np.int64] = field(kw_only=True)
     open_lists: Callable[[], Any] = field(kw_only=True)
     opened: list[Any] = field(kw_only=True)
 
     def add_to(self, lists: Lists) -> None:
-        lists.add_index(self.opened.pop() if self.opened else self.open_lists(), self.sizes, self.numbers.start)
+        lists.add_index(self.opened.pop() if self.opened else self.open_lists(), self.numbers.start)
 
 
 @dataclass(slots=True, eq=False)
@@ -80,14 +80,11 @@ class _Coded(_Piece):
 
 
 class Chunk:
-    """Room for the next rows of a tail, which are findable as soon as `append` returns; one writer.
-
-    `refine`, shape (capacity, refine_bytes), holds the refine codes of the first `rows` rows; they never change.
-    """
+    """Room for the next rows of a tail, which are findable as soon as `append` returns; one writer."""
 
     def __init__(self, index: LogicalIndex, piece: _Coded, lease: Lease, refine: NDArray[np.uint8]) -> None:
-        self._index, self._piece = index, piece
-        self.lease, self.refine = lease, refine
+        self._index, self._piece, self._refine = index, piece, refine
+        self.lease = lease
 
     @property
     def rows(self) -> int:
@@ -97,12 +94,12 @@ class Chunk:
     @property
     def room(self) -> int:
         """Rows that still fit."""
-        return len(self.refine) - self._piece.rows
+        return len(self._piece.codes) - self._piece.rows
 
     def append(self, encoded: EncodedRows) -> None:
         """Add at most `room` rows."""
         start = self._piece.rows
-        self.refine[start : start + len(encoded.refine)] = encoded.refine
+        self._refine[start : start + len(encoded.refine)] = encoded.refine
         self._index.grow(self._piece, encoded)
 
 
@@ -113,41 +110,55 @@ class LogicalIndex:
     ----------
     quantizer : Quantizer
         Of the generation.
+
+    Raises
+    ------
+    UnavailableError
+        The system gives no addresses for refine codes.
     """
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
-        self.numbers = RowNumbers()
+        self._arena = RefineArena(quantizer.refine_bytes)
+        self._searching = Searching(quantizer.new_index, _over(self._arena, quantizer.new_refine_index()), None)
+        self.numbers = RowNumbers(self._arena.alignment, self._arena.release)
         self._writing = threading.Lock()  # held by whoever changes `tiers`, or what lies in its small tier
         self._pieces: list[_Piece] = []
         self._let_go: deque[_Piece] = deque()  # by finalizers, which may run anywhere
-        self.tiers = self._make(Lists(quantizer.new_index()), [])
+        self._removed_rows = 0
+        self._row_bytes = quantizer.code_bytes + NUMBER_BYTES
+        self.tiers = self._tiers(self._lists(()), self._lists(()), self._lists(()))
 
-    def _make(self, big: Lists, recent: Sequence[_Piece]) -> Tiers:
-        def make() -> Lists:
-            lists = Lists(self.quantizer.new_index())
-            for piece in recent:
-                piece.add_to(lists)
-            return lists
+    def _lists(self, pieces: Iterable[_Piece]) -> Lists:
+        lists = Lists(self.quantizer.new_index())
+        for piece in pieces:
+            piece.add_to(lists)
+        return lists
 
-        return Tiers(big, LeftRight(make), self.quantizer.new_index)
+    def _tiers(self, big: Lists, left: Lists, right: Lists) -> Tiers:
+        return Tiers(big, LeftRight(left, right), self._searching)
 
     # ---- what comes in --------------------------------------------------------------------------------------------
-    def add_segment(self, rows: int, sizes: NDArray[np.int64], open_lists: Callable[[], Any]) -> Lease:
+    def add_segment(self, rows: int, open_lists: Callable[[], Any], refine: NDArray[np.uint8], places: NDArray[np.int64] | None = None) -> Lease:
         """Take in a segment's lists; findable when this returns, by whoever allows their numbers.
 
         Parameters
         ----------
         rows : int
             Rows of the segment, with or without a vector: row r has the number ``lease.numbers.start + r``.
-        sizes : NDArray[np.int64]
-            shape (nlist,), the lengths of its lists.
         open_lists : callable
             Gives an index with a fresh copy of the lists, whose ids are rows of the segment; called now, and again when tiers are made anew. What it
             raises now comes out here, and nothing was changed.
+        refine : NDArray[np.uint8]
+            shape (m, refine_bytes): refine codes of the rows that have a vector. Those of a mapped file are not copied where they begin at a page.
+        places : NDArray[np.int64], optional
+            shape (m,), the row of each refine code; code i is that of row i where it is None.
         """
         opened = [open_lists()]
-        return self._add(_Segment(self.numbers.allocate(rows), int(sizes.sum()), True, sizes=sizes, open_lists=open_lists, opened=opened))
+        vectors = int(opened[0].ntotal)
+        numbers = self.numbers.allocate(rows)
+        mapped = self._arena.place(None if places is None else places + numbers.start, numbers, refine)
+        return self._add(_Segment(numbers, vectors, True, open_lists=open_lists, opened=opened), mapped)
 
     def add_rows(self, rows: int, encoded: EncodedRows, places: NDArray[np.int64] | None = None) -> Lease:
         """Take in rows that were coded here because their segment has no lists of this generation.
@@ -162,15 +173,16 @@ class LogicalIndex:
             shape (m,), the row of each vector; vector i is row i where it is None.
         """
         numbers = self.numbers.allocate(rows)
-        return self._add(
-            _Coded(numbers, len(encoded.codes), True, list_numbers=encoded.list_numbers.astype(np.int32), codes=encoded.codes, places=places)
-        )
+        self._arena.place(None if places is None else places + numbers.start, numbers, encoded.refine)
+        lists = encoded.list_numbers.astype(np.int32)
+        return self._add(_Coded(numbers, len(lists), True, list_numbers=lists, codes=encoded.codes, places=places), False)
 
     def open_chunk(self, capacity: int) -> Chunk:
         """Room for the rows of a tail; its lease may go before or after its last row came."""
+        numbers = self.numbers.allocate(capacity)
         codes = np.empty((capacity, self.quantizer.code_bytes), np.uint8)
-        piece = _Coded(self.numbers.allocate(capacity), 0, False, list_numbers=np.empty(capacity, np.int32), codes=codes)
-        return Chunk(self, piece, self._add(piece), np.empty((capacity, self.quantizer.refine_bytes), np.uint8))
+        piece = _Coded(numbers, 0, False, list_numbers=np.empty(capacity, np.int32), codes=codes)
+        return Chunk(self, piece, self._add(piece, False), self._arena.reserve(numbers))
 
     def grow(self, piece: _Coded, encoded: EncodedRows) -> None:
         """Add rows behind those that a chunk has."""
@@ -180,8 +192,8 @@ class LogicalIndex:
             piece.rows = stop
             self.tiers.small.write(lambda lists: piece.add_some(lists, start, stop))
 
-    def _add(self, piece: _Piece) -> Lease:
-        lease = Lease(piece.numbers)
+    def _add(self, piece: _Piece, mapped: bool) -> Lease:
+        lease = Lease(piece.numbers, mapped)
         with self._writing:
             if piece.rows:
                 self.tiers.small.write(piece.add_to)
@@ -189,15 +201,16 @@ class LogicalIndex:
         weakref.finalize(lease, self._let_go.append, piece).atexit = False
         return lease
 
-    # ---- what is searched -----------------------------------------------------------------------------------------
-    def assign(self, queries: NDArray[np.float32], nprobe: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The closest `nprobe` lists of each query and their centroids' distances, both of shape (n, nprobe); queries have shape (n, d), C order."""
-        one_thread()
-        shape = (len(queries), min(nprobe, self.quantizer.nlist))
-        lists, distances = np.empty(shape, np.int64), np.empty(shape, np.float32)
-        coarse: Any = self.quantizer.coarse  # its stubs lack what takes addresses
-        coarse.search_c(len(queries), faiss.swig_ptr(queries), shape[1], faiss.swig_ptr(distances), faiss.swig_ptr(lists))
-        return lists, distances
+    # ---- what is looked at ----------------------------------------------------------------------------------------
+    def refine_codes(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Refine codes, shape (n, refine_bytes), of row numbers, shape (n,), whose leases the caller holds."""
+        found: NDArray[np.uint8] = self._arena.codes[numbers]
+        return found
+
+    def vector(self, number: int) -> NDArray[np.float32]:
+        """The vector, shape (d,), that the refine code of a row number says, whose lease the caller holds."""
+        found: NDArray[np.float32] = self.quantizer.decode(self._arena.codes[number : number + 1])[0]
+        return found
 
     @property
     def size_bytes(self) -> dict[str, int]:
@@ -205,31 +218,62 @@ class LogicalIndex:
         tiers = self.tiers
         return {"big": tiers.big.size_bytes, "small": tiers.small.size_bytes}
 
-    # ---- the rebuild ----------------------------------------------------------------------------------------------
-    def rebuild_due(self) -> bool:
-        """Whether enough has come or gone (vectors/rebuild_policy.py)."""
+    # ---- made faster, and made anew ----------------------------------------------------------------------------------------------
+    @property
+    def graph_due(self) -> bool:
+        """Whether finding lists would pay a graph that is not there."""
+        return self._searching.graph is None and coarse_graph.pays(self.quantizer)
+
+    def build_graph(self) -> None:
+        """Find lists by a graph from now on; searches go on meanwhile."""
+        graph = coarse_graph.build(self.quantizer)
+        with self._writing:
+            self._searching = replace(self._searching, graph=graph)
+            self.tiers = Tiers(self.tiers.big, self.tiers.small, self._searching)
+
+    def rebuild_due(self, gone_rows: int = 0) -> bool:
+        """Whether enough has come or gone (vectors/rebuild_policy.py); `gone_rows` are those of `rebuild` that it would take out."""
         with self._writing:
             self._bury()
             recent = sum(piece.rows for piece in self._pieces if piece.sealed and not piece.in_big and not piece.dead)
-            return rebuild_due(self.tiers.big.rows, recent, sum(piece.rows for piece in self._pieces if piece.dead))
+            dead = sum(piece.rows for piece in self._pieces if piece.dead) + max(0, gone_rows - self._removed_rows)
+            return rebuild_due(self.tiers.big.rows, recent, dead, self._row_bytes)
 
-    def rebuild(self) -> None:
-        """Make the big tier anew of all sealed rows that a view may name, and leave the rest to a new small one; searches go on meanwhile."""
+    def rebuild(self, gone: NDArray[np.uint8] | None = None) -> None:
+        """Make tiers anew, without the dead rows; searches go on meanwhile, and what comes in waits only for the rows of open tails.
+
+        Parameters
+        ----------
+        gone : NDArray[np.uint8], optional
+            shape (b,), a bitmap of row numbers of segments that no view will show again which is published from now on.
+        """
         with self._writing:
             self._bury()
             moved = [piece for piece in self._pieces if piece.sealed and not piece.dead]
-        big = Lists(self.quantizer.new_index())
-        for piece in moved:
-            piece.add_to(big)
+        whole = fits_whole(sum(piece.rows for piece in moved), self._row_bytes)
+        big = self._lists(() if whole else moved)
+        sides = [self._lists(moved if whole else ()) for _ in range(2)]
+        removed = 0 if gone is None else max(lists.remove(gone) for lists in (big, *sides))
         with self._writing:
             self._bury()
             chosen = set(moved)
             rest = [piece for piece in self._pieces if not piece.dead and piece not in chosen]
-            self.tiers = self._make(big, rest)
-            self._pieces = moved + rest
+            for side in sides:
+                for piece in rest:
+                    piece.add_to(side)
+            self.tiers = self._tiers(big, *sides)
+            self._pieces, self._removed_rows = moved + rest, removed
             for piece in moved:
-                piece.in_big = True
+                piece.in_big = not whole
 
     def _bury(self) -> None:
         while self._let_go:
             self._let_go.popleft().dead = True
+
+
+def _over(arena: RefineArena, index: Any) -> Any:
+    """Let an index find its codes in the arena; it holds nothing of its own."""
+    vector: Any = faiss.MaybeOwnedVectorUInt8  # its stubs lack what is needed
+    nobody = vector()
+    index.codes = vector.create_view(faiss.swig_ptr(arena.codes), arena.codes.size, nobody.owner)
+    return index

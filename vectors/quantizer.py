@@ -164,6 +164,13 @@ class Quantizer:
         """Vectors, shape (n, d), that refine codes, shape (n, refine_bytes), stand for. Encoding one again gives the same refine code."""
         return self._refine.decode(refine)
 
+    def new_refine_index(self) -> faiss.IndexScalarQuantizer:
+        """An empty index that compares queries with refine codes."""
+        index = faiss.IndexScalarQuantizer(self.dimension, self._refine.kind, self._template.metric_type)
+        faiss.copy_array_to_vector(self._refine.trained(), index.sq.trained)
+        index.is_trained = True
+        return index
+
     def refine_scores(self, queries: NDArray[np.float32], refine: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Exact scores of queries with the vectors that refine codes stand for.
 

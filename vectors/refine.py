@@ -28,6 +28,12 @@ class RefineCodec(Protocol):
     """Turns vectors into refine codes of `code_bytes` bytes and back."""
 
     code_bytes: int
+    kind: int
+    """The same code as faiss knows it (faiss.ScalarQuantizer.QuantizerType)."""
+
+    def trained(self) -> NDArray[np.float32]:
+        """What faiss's quantizer of that kind has learned, shape (t,)."""
+        ...
 
     def encode(self, matrix: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Codes, shape (n, code_bytes), of vectors, shape (n, d)."""
@@ -45,8 +51,14 @@ class RefineCodec(Protocol):
 class Float16Refine:
     """Refine codes that are the vectors in float16."""
 
+    kind: int = faiss.ScalarQuantizer.QT_fp16
+
     def __init__(self, dimension: int) -> None:
         self.code_bytes = 2 * dimension
+
+    def trained(self) -> NDArray[np.float32]:
+        """Nothing, shape (0,)."""
+        return np.zeros(0, np.float32)
 
     def encode(self, matrix: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Codes, shape (n, 2 d), of vectors, shape (n, d); what float16 cannot hold becomes its largest number."""
@@ -70,6 +82,8 @@ class Sq8Refine:
         shape (2, d): lowest value and width of each dimension's range.
     """
 
+    kind: int = faiss.ScalarQuantizer.QT_8bit
+
     def __init__(self, ranges: NDArray[np.float32]) -> None:
         dimension = ranges.shape[1]
         self.code_bytes = dimension
@@ -77,6 +91,11 @@ class Sq8Refine:
         faiss.copy_array_to_vector(np.ascontiguousarray(ranges, np.float32).ravel(), self.quantizer.trained)
         self._step = ranges[1] / np.float32(255)
         self._middle = ranges[0] + np.float32(0.5) * self._step
+
+    def trained(self) -> NDArray[np.float32]:
+        """Lowest values, then widths, shape (2 d,)."""
+        found: NDArray[np.float32] = faiss.vector_to_array(self.quantizer.trained)
+        return found
 
     def encode(self, matrix: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Codes, shape (n, d), of vectors, shape (n, d); what lies outside a range becomes its end."""

@@ -1,8 +1,8 @@
 """Row numbers: how the rows of many segments and tails are named inside one logical index (docs/adr/0009-row-numbers-and-tiers.md).
 
-A range of numbers belongs to one piece of rows and is never given to another while anything holds it: views hold the ranges that they name, tiers
-those whose rows they contain. When the last holder lets go, the numbers are free again. Ranges begin at multiples of 8, so that the bits of a range
-are whole bytes of a bitmap.
+A range of numbers belongs to one piece of rows and is never given to another while anything holds it: views hold the ranges that they name, an index
+those whose rows lie in its tiers. When the last holder lets go, the numbers are free again. Ranges begin at multiples of 8 at least, so that the bits
+of a range are whole bytes of a bitmap.
 
 Takes: how many rows. Gives: ranges. Owns: which numbers are free. Never: hands out a number that a tier or a pinned view may still mean.
 """
@@ -13,6 +13,7 @@ import threading
 import weakref
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Callable
 
 ALIGNMENT = 8
 
@@ -22,10 +23,8 @@ class NumberRange:
 
     Parameters
     ----------
-    start : int
-        First number, a multiple of 8.
-    capacity : int
-        How many numbers, a multiple of 8.
+    start, capacity : int
+        First number, and how many there are; multiples of the index's alignment.
     """
 
     __slots__ = ("__weakref__", "capacity", "start")
@@ -40,9 +39,18 @@ class NumberRange:
 
 
 class RowNumbers:
-    """Numbers of one logical index; thread-safe. `limit` is above every number that was ever given out and not cut off again."""
+    """Numbers of one logical index; thread-safe. `limit` is above every number that was ever given out and not cut off again.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    alignment : int
+        Ranges begin and end at multiples of it; itself a multiple of 8.
+    on_return : callable, optional
+        Told start and capacity of a range that nobody holds any more, at any moment and on any thread, before it is given out again.
+    """
+
+    def __init__(self, alignment: int = ALIGNMENT, on_return: Callable[[int, int], None] | None = None) -> None:
+        self._alignment, self._on_return = alignment, on_return
         self._lock = threading.Lock()
         self._free: list[tuple[int, int]] = []  # (start, capacity), ascending, never adjacent
         self._returned: deque[tuple[int, int]] = deque()  # by finalizers, which may run anywhere: also where the lock is held
@@ -50,13 +58,18 @@ class RowNumbers:
 
     def allocate(self, rows: int) -> NumberRange:
         """A range of at least `rows` numbers, the lowest that is free."""
-        capacity = max(ALIGNMENT, -(-rows // ALIGNMENT) * ALIGNMENT)
+        capacity = max(1, -(-rows // self._alignment)) * self._alignment
         with self._lock:
             self._collect()
             start = self._take(capacity)
         made = NumberRange(start, capacity)
-        weakref.finalize(made, self._returned.append, (start, capacity)).atexit = False
+        weakref.finalize(made, self._return, start, capacity).atexit = False
         return made
+
+    def _return(self, start: int, capacity: int) -> None:
+        if self._on_return is not None:
+            self._on_return(start, capacity)
+        self._returned.append((start, capacity))
 
     def _take(self, capacity: int) -> int:
         for at, (start, free) in enumerate(self._free):

@@ -1,25 +1,32 @@
 """Inverted lists in memory: what one logical index searches, in two tiers.
 
-The big tier never changes once it is made. The small one exists twice (left and right, after Ramalhete and Correia,
+The big tier, where there is one, never changes. The small one exists twice (left and right, after Ramalhete and Correia,
 https://concurrencyfreaks.blogspot.com/2013/12/left-right-concurrency-control.html): readers pin the active copy, a writer changes the other one,
 makes it the active one, and brings the first up to date before its next change. A reader waits for nobody, a writer for the readers of one copy.
 
-Both tiers are searched by one call over stacked lists, so that a query computes its table of distances once.
+Both tiers are searched by one call over stacked lists, so that a query computes its table of distances once; the same call refines what it finds.
 
-Takes: codes with list numbers and row numbers; lists of segments. Gives: the closest row numbers by code. Owns: faiss indexes that share a quantizer.
+Takes: codes with list numbers and row numbers; lists of segments. Gives: the closest row numbers. Owns: faiss indexes that share a quantizer.
 Never: changes lists that a reader may be in, or knows what a row number stands for.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
 import numpy as np
+from faiss import swig_ptr
 from numpy.typing import NDArray
 
+from vectors import coarse_graph
+from vectors.flat import one_thread
+
+NUMBER_BYTES = 8
+"""Of a row number, beside each code."""
 Change = Callable[["Lists"], None]
 
 
@@ -34,7 +41,6 @@ class Lists:
 
     def __init__(self, index: Any) -> None:
         self.index = index
-        self.sizes = np.zeros(index.nlist, np.int64)
 
     @property
     def rows(self) -> int:
@@ -44,7 +50,7 @@ class Lists:
     @property
     def size_bytes(self) -> int:
         """Bytes of codes and row numbers."""
-        return self.rows * (int(self.index.code_size) + 8)
+        return self.rows * (int(self.index.code_size) + NUMBER_BYTES)
 
     def add_codes(self, list_numbers: NDArray[np.int32], codes: NDArray[np.uint8], numbers: NDArray[np.int64]) -> None:
         """Add coded rows: list numbers of shape (n,), codes (n, code_size), row numbers (n,); a list number of -1 is a row without a vector."""
@@ -55,13 +61,15 @@ class Lists:
         prefixes = list_numbers.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
         entries = np.ascontiguousarray(np.concatenate([prefixes, codes], axis=1))
         numbers = np.ascontiguousarray(numbers)
-        self.index.add_sa_codes_c(len(codes), faiss.swig_ptr(entries), faiss.swig_ptr(numbers))
-        self.sizes += np.bincount(list_numbers, minlength=len(self.sizes))
+        self.index.add_sa_codes_c(len(codes), swig_ptr(entries), swig_ptr(numbers))
 
-    def add_index(self, index: Any, sizes: NDArray[np.int64], first_number: int) -> None:
-        """Move in a segment's lists out of an index whose ids are its rows; `sizes`, shape (nlist,), are their lengths. It is empty afterwards."""
+    def add_index(self, index: Any, first_number: int) -> None:
+        """Move in a segment's lists out of an index whose ids are its rows; it is empty afterwards."""
         self.index.merge_from(index, first_number)
-        self.sizes += sizes
+
+    def remove(self, numbers: NDArray[np.uint8]) -> int:
+        """Take out rows whose numbers are in a bitmap, shape (b,); how many there were."""
+        return int(self.index.remove_ids(faiss.IDSelectorBitmap(len(numbers), swig_ptr(numbers))))
 
 
 class LeftRight:
@@ -69,12 +77,12 @@ class LeftRight:
 
     Parameters
     ----------
-    make : callable
-        Makes an empty `Lists`, or one with what it is to begin with.
+    left, right : Lists
+        With the same rows.
     """
 
-    def __init__(self, make: Callable[[], Lists]) -> None:
-        self.sides = (make(), make())
+    def __init__(self, left: Lists, right: Lists) -> None:
+        self.sides = (left, right)
         self._active = 0
         self._readers = [0, 0]
         self._missed: list[Change] = []
@@ -129,8 +137,8 @@ class Allowed:
 
     def __init__(self, bits: NDArray[np.uint8]) -> None:
         self.bits = bits
-        self._selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        self._parameters: dict[int, Any] = {}
+        self._selector = faiss.IDSelectorBitmap(len(bits), swig_ptr(bits))
+        self._parameters: dict[tuple[int, float, bool], Any] = {}
 
     def count(self) -> int:
         """How many numbers are allowed."""
@@ -141,12 +149,28 @@ class Allowed:
         found: NDArray[np.int64] = np.flatnonzero(np.unpackbits(self.bits, bitorder="little"))
         return found
 
-    def parameters(self, nprobe: int) -> Any:
+    def parameters(self, nprobe: int, factor: float, by_graph: bool) -> Any:
         """What faiss is told: kept, since making it costs as much as a tenth of a search."""
-        found = self._parameters.get(nprobe)
+        found = self._parameters.get((nprobe, factor, by_graph))
         if found is None:
-            found = self._parameters[nprobe] = faiss.SearchParametersIVF(nprobe=nprobe, sel=self._selector)  # type: ignore[call-arg]
+            walk = coarse_graph.parameters(nprobe) if by_graph else None
+            lists = faiss.SearchParametersIVF(nprobe=nprobe, sel=self._selector, quantizer_params=walk)  # type: ignore[call-arg]
+            found = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=lists)  # type: ignore[call-arg]
+            self._parameters[nprobe, factor, by_graph] = found
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Searching:
+    """With what tiers are searched.
+
+    `new_index` makes an empty faiss.IndexIVF that shares the quantizers, `refine_index` has the refine codes by row number, `graph` finds lists; None
+    where all centroids are compared.
+    """
+
+    new_index: Callable[[], Any]
+    refine_index: Any
+    graph: Any
 
 
 class Tiers:
@@ -155,21 +179,27 @@ class Tiers:
     Parameters
     ----------
     big : Lists
-        Most rows.
+        Most rows; none where all fit into the small tier.
     small : LeftRight
-        What came since, and what is not sealed yet.
-    new_index : callable
-        Makes an empty faiss index that shares the quantizers.
+        The others: what came since, and what is not sealed yet.
+    searching : Searching
+        With what they are searched.
     """
 
-    def __init__(self, big: Lists, small: LeftRight, new_index: Callable[[], Any]) -> None:
+    def __init__(self, big: Lists, small: LeftRight, searching: Searching) -> None:
         self.big, self.small = big, small
-        self._stacks = tuple(_Stack(new_index(), big, side) for side in small.sides) if big.rows else None
+        self._alone = _Searcher(searching, big)
+        self._sides = [_Searcher(searching, *((big, side) if big.rows else (side,))) for side in small.sides]
+
+    @property
+    def rows(self) -> int:
+        """Rows in both tiers, dead ones included."""
+        return self.big.rows + self.small.rows
 
     def closest(
-        self, queries: NDArray[np.float32], limit: int, lists: NDArray[np.int64], distances: NDArray[np.float32], allowed: Allowed
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row numbers whose codes are closest, and how many codes lay in the lists of each query.
+        self, queries: NDArray[np.float32], limit: int, candidates: int, nprobe: int, allowed: Allowed
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The closest rows of each query: candidates by code, of which the best by refine code.
 
         Parameters
         ----------
@@ -177,45 +207,60 @@ class Tiers:
             shape (n, d), C order.
         limit : int
             Most rows for each query.
-        lists, distances : NDArray
-            shape (n, nprobe): the lists to look into, -1 for none, and their centroids' distances.
+        candidates : int
+            Rows that are found by code, at least `limit`.
+        nprobe : int
+            Lists to look into.
         allowed : Allowed
             Rows that may be found.
 
         Returns
         -------
-        tuple of NDArray[np.int64] and NDArray[np.int64]
-            shape (n, limit), by code distance, -1 where fewer were found; shape (n,).
+        tuple of NDArray[np.int64] and NDArray[np.float32]
+            Row numbers, -1 where fewer were found, and faiss's distances (inner products, or squares of L2), both of shape (n, limit), best first.
         """
-        numbers, scores = np.empty((len(queries), limit), np.int64), np.empty((len(queries), limit), np.float32)
+        one_thread()
+        numbers, distances = np.empty((len(queries), limit), np.int64), np.empty((len(queries), limit), np.float32)
         side = self.small.pin()
         try:
-            small = self.small.sides[side]
-            index = small.index if self._stacks is None else self.big.index if not small.rows else self._stacks[side].index
-            index.search_preassigned_c(
-                len(queries),
-                faiss.swig_ptr(queries),
-                limit,
-                faiss.swig_ptr(lists),
-                faiss.swig_ptr(distances),
-                faiss.swig_ptr(scores),
-                faiss.swig_ptr(numbers),
-                False,
-                allowed.parameters(lists.shape[1]),
-            )
-            compared: NDArray[np.int64] = self.big.sizes[lists].sum(axis=1) + small.sizes[lists].sum(axis=1)
+            searcher = self._sides[side] if self.small.sides[side].rows or not self.big.rows else self._alone
+            index, by_graph = searcher.index_for(nprobe)
+            parameters = allowed.parameters(nprobe, candidates / limit, by_graph)
+            index.search_c(len(queries), swig_ptr(queries), limit, swig_ptr(distances), swig_ptr(numbers), parameters)
         finally:
             self.small.unpin(side)
-        return numbers, compared
+        return numbers, distances
 
 
-class _Stack:
-    """An index whose lists are those of two others, one behind the other; holds what faiss knows by address only."""
+class _Searcher:
+    """Indexes over one or more `Lists`, one behind the other, that find lists by all centroids or a graph; holds what faiss only points to."""
 
-    def __init__(self, index: Any, *stacked: Lists) -> None:
-        self.index, self._stacked = index, stacked
-        pointers = faiss.InvertedListsPtrVector()  # type: ignore[attr-defined]
-        for each in stacked:
-            pointers.push_back(each.index.invlists)
-        self._lists = faiss.HStackInvertedLists(len(stacked), pointers.data())
-        self.index.replace_invlists(self._lists, False)
+    def __init__(self, searching: Searching, *stacked: Lists) -> None:
+        self._stacked, self._searching = stacked, searching
+        self._lists = stacked[0].index.invlists if len(stacked) == 1 else _stack(stacked)
+        self.nlist = int(stacked[0].index.nlist)
+        self._by_all = self._over(None)
+        self._by_graph = None if searching.graph is None else self._over(searching.graph)
+
+    def index_for(self, nprobe: int) -> tuple[Any, bool]:
+        """What to search so many lists with, and whether it finds them by the graph."""
+        by_graph = self._by_graph is not None and coarse_graph.is_used(self.nlist, nprobe)
+        return (self._by_graph if by_graph else self._by_all), by_graph
+
+    def _over(self, graph: Any) -> Any:
+        index = self._searching.new_index()
+        index.replace_invlists(self._lists, False)
+        if graph is not None:
+            index.quantizer = graph
+        refine_index = self._searching.refine_index
+        refine_index.ntotal = index.ntotal  # must be equal now
+        made = faiss.IndexRefine(index, refine_index)
+        made.ntotal = refine_index.codes.size() // refine_index.code_size  # what row numbers lie below
+        return made
+
+
+def _stack(stacked: Sequence[Lists]) -> Any:
+    pointers = faiss.InvertedListsPtrVector()  # type: ignore[attr-defined]
+    for each in stacked:
+        pointers.push_back(each.index.invlists)
+    return faiss.HStackInvertedLists(len(stacked), pointers.data())

@@ -83,11 +83,12 @@ class Node:
         self.hot_load()
 
     def code(self) -> None:
-        Coder("things", {0: self.partition}, self.indexes).turn()
+        Coder("things", {0: self.partition}, self.indexes, self.snapshot).turn()
 
     def rebuild(self) -> None:
-        for index in self.indexes.all().values():
-            index.rebuild()
+        coder = Coder("things", {0: self.partition}, self.indexes, self.snapshot)
+        for (target, _), index in self.indexes.all().items():
+            coder.rebuild(target, index, even_if_not_due=True)
 
     def snapshot(self) -> CollectionSnapshot:
         view = self.partition.view
@@ -170,6 +171,9 @@ class History:
         if self.made.read.manifest.generation.get("own", 0) < 2:
             self.made.train(np.stack([self.vector() for _ in range(400)]), nlist=4)
 
+    def recode(self) -> None:
+        self.made.recode(notice=False)
+
     def compact(self) -> None:
         self.made.compact(notice=False)
 
@@ -182,7 +186,7 @@ def run(seed: int, steps: int = 60) -> None:
     history = History(rng, writer(engines_for_test()))
     nodes = [Node(history.made), Node(history.made)]
     choices = [history.produce] * 8 + [history.many_items_of_one_record, history.zombie, history.zombie, history.compact, history.truncate]
-    choices += [history.commit] * 3 + [history.train]
+    choices += [history.commit] * 3 + [history.train, history.recode]
     pinned: list[tuple[CollectionSnapshot, Rows]] = []
     for _ in range(steps):
         rng.choice(choices)()

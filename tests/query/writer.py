@@ -32,7 +32,7 @@ from contracts.generation import encode_generation
 from contracts.item import VersionOrder, version_order
 from contracts.manifest import Checkpoint, Manifest, ObjectEntry, ReadManifest, SegmentEntry
 from contracts.object_keys import CollectionKeys
-from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, rows_schema, stored_rows, write_rows_part
+from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, FieldPart, read_field_part, rows_schema, stored_rows, write_coded_part, write_rows_part
 from contracts.settings import Settings, load_settings
 from contracts.vectors_batch import (
     NOTICE_KEY,
@@ -46,7 +46,7 @@ from contracts.vectors_batch import (
     notice_headers,
     vector_matrix,
 )
-from indexer.field_parts import field_part
+from indexer.field_parts import coded_part, field_part
 from vectors.quantizer import Quantizer
 from vectors.train import train
 
@@ -177,6 +177,22 @@ class Writer:
         changes = {"commit_id": str(ULID()), "committed_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
         return self.publish(self.read.next(**changes, generation={**self.read.manifest.generation, target.name: number}), notice)
 
+    def recode(self, notice: bool = True) -> ReadManifest | None:
+        """Store the vectors of the first flat segment anew, in the codes of the newest generation; the segment stays what it is."""
+        target, name = self.index.fields[0], FIELD_PART_PREFIX + self.index.fields[0].name
+        for at, segment in enumerate(self.read.manifest.segments):
+            stored = self.engines.store.get(segment.parts[name].key)
+            assert stored is not None
+            found = read_field_part(stored.data, target, "test")
+            if isinstance(found, FieldPart) and target.name in self.quantizers:
+                data = write_coded_part(target, coded_part(self.quantizers[target.name], found.matrix, found.rows, segment.rows))
+                part = upload(self.engines.store, self.keys.part("b", 1, str(ULID()), name), data)
+                segments = list(self.read.manifest.segments)
+                segments[at] = segment.model_copy(update={"parts": {**segment.parts, name: part}})
+                changes = {"commit_id": str(ULID()), "committed_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+                return self.publish(self.read.next(**changes, segments=tuple(segments)), notice)
+        return None
+
     def compact(self, notice: bool = True) -> ReadManifest | None:
         """Rewrite all live rows into one segment, as a compactor does; the deltas stay for their tombstones."""
         if not self.rows:
@@ -238,7 +254,7 @@ class Writer:
         parts = {ROWS_PART: upload(self.engines.store, self.keys.part("b", 1, ulid, ROWS_PART), write_rows_part(rows, {}))}
         for target in self.index.fields:
             matrix, present = vector_matrix(batch.column(VECTOR_PREFIX + target.name))
-            data = field_part(target, matrix, present, self.quantizers.get(target.name) if self.writes_codes else None)
+            data, _ = field_part(target, matrix, present, self.quantizers.get(target.name) if self.writes_codes else None)
             name = FIELD_PART_PREFIX + target.name
             parts[name] = upload(self.engines.store, self.keys.part("b", 1, ulid, name), data)
         offsets = [item.offset for item in items]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.vectors.trained import own, trained
+from vectors import rebuild_policy
 from vectors.inverted_lists import build_lists, read_lists, write_lists
 from vectors.logical_index import Lease, LogicalIndex
 from vectors.quantizer import EncodedRows
@@ -30,16 +31,11 @@ def index(request: pytest.FixtureRequest) -> LogicalIndex:
     return LogicalIndex(trained(own(dimension=DIMENSION, metric=request.param), vectors(2000), nlist=16))
 
 
-def segment_lists(index: LogicalIndex, encoded: EncodedRows) -> tuple[np.ndarray, Callable[[], object]]:
-    """A segment's lists as a node opens them: sizes, and fresh copies on demand."""
-
+def segment_lists(index: LogicalIndex, encoded: EncodedRows) -> Callable[[], object]:
+    """A segment's lists as a node opens them: fresh copies on demand."""
     rows = np.arange(len(encoded.codes))
     data = write_lists(build_lists(index.quantizer.nlist, encoded.list_numbers, encoded.codes, rows))
-
-    def fresh() -> object:
-        return read_lists(data, index.quantizer, rows, "test")
-
-    return np.bincount(encoded.list_numbers, minlength=index.quantizer.nlist), fresh
+    return lambda: read_lists(data, index.quantizer, rows, "test")
 
 
 def bits(index: LogicalIndex, *numbers: np.ndarray) -> Allowed:
@@ -54,44 +50,55 @@ def of(lease: Lease, rows: int) -> np.ndarray:
 
 
 def found(index: LogicalIndex, queries: np.ndarray, allowed: Allowed, limit: int = 10, nprobe: int = 4) -> np.ndarray:
-    lists, distances = index.assign(queries, nprobe)
-    return index.tiers.closest(queries, limit, lists, distances, allowed)[0]
+    return index.tiers.closest(queries, limit, 5 * limit, nprobe, allowed)[0]
 
 
 def expected(index: LogicalIndex, matrix: np.ndarray, numbers: np.ndarray, queries: np.ndarray, limit: int = 10, nprobe: int = 4) -> np.ndarray:
+    """What one index of all rows finds, its candidates compared again one by one."""
     whole = index.quantizer.new_index()
-    whole.add_with_ids(np.ascontiguousarray(matrix), np.ascontiguousarray(numbers))
-    return whole.search(queries, limit, params=faiss.SearchParametersIVF(nprobe=nprobe))[1]
+    whole.add(np.ascontiguousarray(matrix))
+    candidates = whole.search(queries, 5 * limit, params=faiss.SearchParametersIVF(nprobe=nprobe))[1]
+    scores = index.quantizer.refine_scores(queries, index.quantizer.encode(matrix).refine[candidates])
+    order = np.argsort(scores if index.quantizer.metric == "euclid" else -scores, axis=1, kind="stable")[:, :limit]
+    return numbers[np.take_along_axis(candidates, order, axis=1)]
 
 
-def test_segments_coded_rows_and_a_tail_are_found_like_one_index_before_and_after_a_rebuild(index: LogicalIndex) -> None:
+@pytest.fixture(params=["whole", "two tiers"])
+def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How sealed rows are held after a rebuild."""
+    if request.param == "two tiers":
+        monkeypatch.setattr(rebuild_policy, "WHOLE_BYTES", 0)
+    return request.param
+
+
+def test_segments_coded_rows_and_a_tail_are_found_like_one_index_before_and_after_a_rebuild(index: LogicalIndex, held: str) -> None:
     matrix, queries = vectors(900, 1), vectors(40, 2)
     encoded = [index.quantizer.encode(matrix[start : start + 300]) for start in (0, 300, 600)]
-    sizes, fresh = segment_lists(index, encoded[0])
-    first, second = index.add_segment(300, sizes, fresh), index.add_rows(300, encoded[1])
+    first, second = index.add_segment(300, segment_lists(index, encoded[0]), encoded[0].refine), index.add_rows(300, encoded[1])
     chunk = index.open_chunk(400)
     for start in range(0, 300, 70):
         chunk.append(EncodedRows(*(getattr(encoded[2], name)[start : start + 70] for name in ("list_numbers", "codes", "refine"))))
-    np.testing.assert_array_equal(chunk.refine[: chunk.rows], encoded[2].refine)
     numbers = np.concatenate([of(first, 300), of(second, 300), of(chunk.lease, 300)])
+    np.testing.assert_array_equal(index.refine_codes(numbers), np.concatenate([each.refine for each in encoded]))
     wanted = expected(index, matrix, numbers, queries)
     assert index.tiers.big.rows == 0
     np.testing.assert_array_equal(found(index, queries, bits(index, numbers)), wanted)
     before = index.tiers
     index.rebuild()
-    assert (index.tiers.big.rows, index.tiers.small.rows) == (600, 300)
+    assert (index.tiers.big.rows, index.tiers.small.rows) == ((0, 900) if held == "whole" else (600, 300))
     np.testing.assert_array_equal(found(index, queries, bits(index, numbers)), wanted)
     assert before.small.rows == 900  # a snapshot that holds the old tiers still finds everything there
 
 
-def test_a_batch_finds_what_single_queries_find_and_counts_the_codes_in_the_lists(index: LogicalIndex) -> None:
+def test_a_batch_finds_what_single_queries_find(index: LogicalIndex) -> None:
     matrix, queries = vectors(500, 1), vectors(30, 2)
     lease = index.add_rows(500, index.quantizer.encode(matrix))
     allowed = bits(index, of(lease, 500))
     together = found(index, queries, allowed)
     np.testing.assert_array_equal(together, np.concatenate([found(index, queries[at : at + 1], allowed) for at in range(30)]))
-    lists, distances = index.assign(queries, index.quantizer.nlist)
-    assert index.tiers.closest(queries, 10, lists, distances, allowed)[1].tolist() == [500] * 30
+    scores = index.tiers.closest(queries, 10, 50, 4, allowed)[1]
+    ours = [index.quantizer.refine_scores(query[None], index.refine_codes(row)[None])[0] for query, row in zip(queries, together, strict=True)]
+    np.testing.assert_allclose(scores, np.square(ours) if index.quantizer.metric == "euclid" else ours, rtol=1e-4, atol=1e-5)
 
 
 def test_only_allowed_numbers_are_found(index: LogicalIndex) -> None:
@@ -118,25 +125,25 @@ def test_rows_without_a_vector_have_a_number_and_are_never_found(index: LogicalI
         index.rebuild()
 
 
-def test_rows_whose_lease_is_gone_leave_at_the_next_rebuild_and_their_numbers_come_back(index: LogicalIndex) -> None:
+def test_rows_whose_lease_is_gone_leave_at_the_next_rebuild_and_their_numbers_come_back(index: LogicalIndex, held: str) -> None:
     kept = index.add_rows(100, index.quantizer.encode(vectors(100, 1)))
     gone = index.add_rows(100, index.quantizer.encode(vectors(100, 2)))
     chunk = index.open_chunk(64)
     chunk.append(index.quantizer.encode(vectors(50, 3)))
     index.rebuild()
-    assert index.tiers.big.rows == 200
+    assert index.tiers.big.rows + index.tiers.small.rows == 250
     limit = index.numbers.limit
     del gone, chunk
     gc.collect()
     index.rebuild()
-    assert (index.tiers.big.rows, index.tiers.small.rows) == (100, 0)
+    assert (index.tiers.big.rows, index.tiers.small.rows) == ((0, 100) if held == "whole" else (100, 0))
     gc.collect()
     index.numbers.allocate(1)
     assert index.numbers.limit < limit
     assert kept.numbers.start == 0
 
 
-def test_searches_never_wait_for_a_rebuild_and_never_miss_or_double_a_row_while_others_come_and_go(index: LogicalIndex) -> None:
+def test_searches_never_wait_for_a_rebuild_and_never_miss_or_double_a_row_while_others_come_and_go(index: LogicalIndex, held: str) -> None:
     matrix, queries = vectors(400, 1), vectors(8, 2)
     stable = index.add_rows(400, index.quantizer.encode(matrix))
     wanted = expected(index, matrix, of(stable, 400), queries)
@@ -166,13 +173,14 @@ def test_searches_never_wait_for_a_rebuild_and_never_miss_or_double_a_row_while_
         for reader in readers:
             reader.join()
     assert problems == []
-    assert index.tiers.big.rows <= 400 + 6 * 50
+    assert index.tiers.big.rows + index.tiers.small.rows <= 400 + 7 * 50
 
 
 def test_a_rebuild_is_due_by_shares_and_never_for_little() -> None:
-    from vectors.rebuild_policy import LEAST_ROWS, rebuild_due
-
-    assert not rebuild_due(0, LEAST_ROWS - 1, LEAST_ROWS - 1)
-    assert rebuild_due(0, LEAST_ROWS, 0) and rebuild_due(0, 0, LEAST_ROWS)
-    assert not rebuild_due(10_000_000, 2_000_000, 0) and rebuild_due(10_000_000, 2_500_000, 0)
-    assert not rebuild_due(10_000_000, 0, 2_000_000) and rebuild_due(10_000_000, 0, 2_500_000)
+    least, big = rebuild_policy.LEAST_ROWS, 10_000_000
+    due = rebuild_policy.rebuild_due
+    assert not due(0, 0, least - 1, 72) and due(0, 0, least, 72)
+    assert not due(big, 2_000_000, 0, 72) and due(big, 2_500_000, 0, 72)
+    assert not due(big, 0, 2_000_000, 72) and due(big, 0, 2_500_000, 72)
+    assert not due(0, 3_000_000, 0, 72) and due(0, 4_000_000, 0, 72)  # all in the small tier: while they fit whole
+    assert not rebuild_policy.fits_whole(4_000_000, 72) and rebuild_policy.fits_whole(3_700_000, 72)
