@@ -82,7 +82,7 @@ class Quantizer:
             codec = parse_codec(generation.codec, generation.centroids.shape[1])
         except ValueError as error:
             raise CorruptError(f"{where}: {error}", hint="upgrade headwater on this machine", code="unknown_format") from None
-        if codec is None or generation.metric not in ("cosine", "dot", "euclid"):
+        if codec is None or codec.name != generation.codec or generation.metric not in ("cosine", "dot", "euclid"):
             raise CorruptError(f"{where}: codec {generation.codec}, metric {generation.metric!r}: nothing that was trained")
         if not np.isfinite(generation.centroids).all():
             raise CorruptError(f"{where}: a centroid is not finite")
