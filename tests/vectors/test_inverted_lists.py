@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from contracts.errors import CorruptError
 from tests.vectors.coded import opened, sample
+from vectors import flat
 from vectors.inverted_lists import build_lists, read_lists, write_lists
-from vectors.recall import REFINE_FACTOR, segment_statistics
+from vectors.nearest_rows import NearestRows
+from vectors.recall import REFINE_FACTOR, encode_measured
 
 QUANTIZER = opened()
 HEAD = 32
@@ -93,9 +95,7 @@ def test_a_segments_recall_rises_with_nprobe_up_to_that_of_its_refine_store(metr
     quantizer = opened(metric)
     rows = sample(1500, 16, metric, seed=12).astype(np.float16)
     ids = np.arange(1500) * 2  # half of the rows have no vector
-    encoded = quantizer.encode(rows)
-    lists = build_lists(quantizer.nlist, encoded.list_numbers, encoded.codes, ids)
-    found = segment_statistics(quantizer, rows, encoded, lists, ids)
+    found = encode_measured(quantizer, rows, ids).statistics
     recall = {int(nprobe): value for nprobe, value in found["recall"].items()}
     assert list(recall) == [1, 2, 4, 8, 12] and list(recall.values()) == sorted(recall.values())
     assert recall[12] > 0.9 and recall[1] < recall[12] <= 1
@@ -106,9 +106,7 @@ def test_a_segments_recall_rises_with_nprobe_up_to_that_of_its_refine_store(metr
 def test_rows_unlike_the_sample_have_a_larger_error() -> None:
     quantizer = opened("euclid")
     far = (3 * sample(500, 16, "euclid", seed=3)[:, ::-1]).copy()
-    encoded = quantizer.encode(far)
-    ids = np.arange(500)
-    found = segment_statistics(quantizer, far, encoded, build_lists(12, encoded.list_numbers, encoded.codes, ids), ids)
+    found = encode_measured(quantizer, far, np.arange(500)).statistics
     assert found["quantization_error_ratio"] > 3
 
 
@@ -116,7 +114,17 @@ def test_rows_unlike_the_sample_have_a_larger_error() -> None:
 def test_segments_of_few_rows_have_statistics_too(count: int) -> None:
     quantizer = opened()
     rows = sample(count, 16, "cosine") if count else np.zeros((0, 16), np.float32)
-    encoded, ids = quantizer.encode(rows), np.arange(count)
-    found = segment_statistics(quantizer, rows, encoded, build_lists(12, encoded.list_numbers, encoded.codes, ids), ids)
+    found = encode_measured(quantizer, rows, np.arange(count)).statistics
     assert ("imbalance" in found) == (count > 0) and ("recall" in found) == (count > 1)
     assert count < 2 or found["recall"]["12"] == 1.0
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclid"])
+@pytest.mark.parametrize("block_rows", [1, 7, 64, 1000])
+def test_nearest_rows_found_block_by_block_are_those_of_exact_search(metric: str, block_rows: int) -> None:
+    rows, queries = sample(400, 16, metric, seed=1), sample(9, 16, metric, seed=2)
+    nearest = NearestRows(queries, 11, metric)  # type: ignore[arg-type]
+    for start in range(0, 400, block_rows):
+        nearest.add(start, rows[start : start + block_rows])
+    exact = [flat.search(query, rows, metric, 11).rows for query in queries]  # type: ignore[arg-type]
+    assert nearest.rows().tolist() == [found.tolist() for found in exact]
