@@ -157,7 +157,7 @@ def write_coded_part(field: FieldRecord, part: CodedPart) -> bytes:
     """Bytes of a field part in the codes of a generation."""
     if not len(part.refine) == len(part.rows) <= part.segment_rows:
         raise ValueError(f"field {field.name}: {len(part.refine)} refine codes, {len(part.rows)} rows of {part.segment_rows}")
-    sections: dict[str, bytes | memoryview] = {"lists": part.lists, "refine": np.ascontiguousarray(part.refine).data.cast("B")}
+    sections: dict[str, bytes | memoryview] = {"lists": part.lists, "refine": part.refine.tobytes()}
     meta = _meta(field, part.segment_rows, len(part.rows)) | {
         "layout": "ivf",
         "generation": part.generation,
@@ -199,12 +199,14 @@ def read_field_part(data: bytes | memoryview, field: FieldRecord, where: str) ->
     if meta.get("layout") not in ("flat", "ivf"):
         raise CorruptError(f"{where}: layout {meta.get('layout')!r} is not known", hint="upgrade headwater on this machine", code="unknown_format")
     try:
+        if type(meta["rows"]) is not int or meta["rows"] < 0:
+            raise ValueError("its number of rows is no number")
         rows = np.frombuffer(file.sections["rows"], dtype="<u4") if "rows" in file.sections else np.arange(meta["rows"], dtype=np.uint32)
         part = _flat(file, field, rows, where) if meta["layout"] == "flat" else _coded(file, rows, where)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{where}: the vectors cannot be read: {error}") from None
     vectors = len(part.matrix) if isinstance(part, FieldPart) else len(part.refine)
-    if not vectors == len(rows) == meta.get("vectors") or (len(rows) and (int(rows[-1]) >= meta.get("rows", 0) or (rows[1:] <= rows[:-1]).any())):
+    if not vectors == len(rows) == meta.get("vectors") or (len(rows) and (int(rows[-1]) >= meta["rows"] or (rows[1:] <= rows[:-1]).any())):
         raise CorruptError(f"{where}: {vectors} vectors for {len(rows)} rows, meta says {meta.get('vectors')} of {meta.get('rows')}")
     return part
 

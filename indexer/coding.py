@@ -23,7 +23,7 @@ from indexer.background import Background, Finished, Job
 from indexer.index_codecs import IndexCodecs
 from indexer.partition_builder import PartitionBuilder
 from indexer.recode import PartPlace, RecodedPart, recode_part, upload_again
-from indexer.train_index import IndexTrainer, Trained, find_generations
+from indexer.train_index import IndexTrainer, Trained, find_quantizers
 from indexer.ulids import UlidSource
 from vectors.quantizer import Quantizer
 from vectors.train import TrainingStopped
@@ -109,18 +109,18 @@ class IndexCoding:
     def _settle(self, finished: Finished[Outcome], builders: Mapping[int, PartitionBuilder]) -> None:
         task, result, error = self._task, finished.result, finished.error
         if isinstance(result, Trained):
-            for generation in result.generations.values():
-                self.codecs.adopt(self.codecs.add(generation))
+            for quantizer in result.quantizers.values():
+                self.codecs.adopt(quantizer)
             self._look_at.update({(task.partition, name): rows for name, rows in result.look_again.items()})
         elif isinstance(result, RecodedPart):
             self._ready = result
         elif error is None and task.partition in builders:
             builders[task.partition].coded.add(task.key)
         elif isinstance(error, UnavailableError | SnapshotError):
-            logger.warning("background work on partition %d, trying again: %s", task.partition, error)
+            logger.warning("training or re-encoding, trying again: %s", error)
             self.retry_later()
         elif error is not None and not isinstance(error, TrainingStopped):
-            logger.error("background work on partition %d is given up; its segments stay as they are: %s", task.partition, error, exc_info=error)
+            logger.error("training or re-encoding is given up, segments stay as they are: %s", error, exc_info=error)
             self._refused.add(task.key)
             self._look_at.update({(task.partition, name): sys.maxsize for name in task.names})
 
@@ -144,7 +144,7 @@ class IndexCoding:
         if now < self._next_look:
             return None
         self._next_look, self._task = now + LOOK_SECONDS, _Task(-1)
-        return lambda stop: Trained(find_generations(self.codecs, untrained))
+        return lambda stop: Trained(find_quantizers(self.codecs, untrained))
 
     def _recoding(self, builders: Mapping[int, PartitionBuilder]) -> Job[Outcome] | None:
         for partition, builder in builders.items():

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from contracts.collection import FieldRecord
 from contracts.errors import CorruptError
 from contracts.segment import CodedPart, FieldPart, write_coded_part, write_field_part
-from vectors.inverted_lists import build_lists, write_lists
+from vectors.inverted_lists import write_lists
 from vectors.quantizer import Quantizer
-from vectors.recall import segment_statistics
+from vectors.recall import encode_measured
 
 
 def field_part(field: FieldRecord, matrix: NDArray[Any], present: NDArray[np.bool_], quantizer: Quantizer | None) -> tuple[bytes, Mapping[str, Any]]:
@@ -43,19 +43,17 @@ def field_part(field: FieldRecord, matrix: NDArray[Any], present: NDArray[np.boo
 
 def coded_part(quantizer: Quantizer, vectors: NDArray[Any], rows: NDArray[np.integer[Any]], segment_rows: int) -> CodedPart:
     """Vectors, shape (m, d), of the segment rows `rows`, shape (m,), ascending, in the codes of a generation, with their statistics."""
-    encoded = quantizer.encode(vectors)
-    ids = rows.astype(np.int64)
-    lists = build_lists(quantizer.nlist, encoded.list_numbers, encoded.codes, ids)
+    measured = encode_measured(quantizer, vectors, rows.astype(np.int64))
     return CodedPart(
         generation=quantizer.number,
         codec=quantizer.codec.name,
         nlist=quantizer.nlist,
         code_bytes=quantizer.code_bytes,
-        lists=write_lists(lists),
-        refine=encoded.refine,
+        lists=write_lists(measured.lists),
+        refine=measured.encoded.refine,
         rows=rows.astype(np.uint32),
         segment_rows=segment_rows,
-        statistics=segment_statistics(quantizer, vectors, encoded, lists, ids),
+        statistics=measured.statistics,
     )
 
 

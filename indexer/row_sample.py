@@ -44,8 +44,9 @@ class RowSample:
             self._kept = [rows[self._random.random(len(rows)) < share] for rows in self._kept]
 
     def rows(self) -> NDArray[np.float32]:
-        """The sample, shape (k, d), float32; k is `wanted`, or all that was seen where that is less."""
-        rows = np.concatenate(self._kept) if self._kept else np.zeros((0, 0), np.float32)
+        """The sample, shape (k, d), float32; k is `wanted`, or all that was seen where that is less. Ends the sample."""
+        kept, self._kept = self._kept, []
+        rows = np.concatenate(kept) if len(kept) != 1 else kept[0]
         if len(rows) <= self._wanted:
             return rows
         return rows[np.sort(self._random.choice(len(rows), self._wanted, replace=False))]

@@ -2,7 +2,7 @@
 
     look for a generation -> else sample the segments -> train -> put-if-absent -> the generation that counts
 
-Takes: a manifest. Gives: generations, this partition's own or those of a faster one. Owns: the sample.
+Takes: a manifest. Gives: open generations, this partition's own or those of a faster one. Owns: the sample.
 Never: stalls a seal: it runs in a background thread, on half of the cores, with one part and the sample in memory.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.catalog.generations import FIRST_GENERATION, load_generation, newest_generations, publish_generation
+from backends.catalog.generations import FIRST_GENERATION, newest_generations, publish_generation
 from backends.catalog.objects import download
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.engines import Engines
@@ -27,6 +27,7 @@ from indexer.index_codecs import IndexCodecs
 from indexer.row_sample import RowSample
 from indexer.train_policy import next_look
 from vectors.nlist import choose_nlist
+from vectors.quantizer import Quantizer
 from vectors.train import TrainingStopped, train, use_threads
 
 logger = logging.getLogger(__name__)
@@ -34,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a look or a training found: generations by field, and for fields with too few vectors the rows at which to look again."""
+    """What a look or a training found: open quantizers by field, and for fields with too few vectors the rows at which to look again."""
 
-    generations: Mapping[str, Generation]
+    quantizers: Mapping[str, Quantizer]
     look_again: Mapping[str, int] = field(default_factory=dict)
 
 
-def find_generations(codecs: IndexCodecs, names: set[str]) -> dict[str, Generation]:
-    """Newest stored generation of each named field that has one.
+def find_quantizers(codecs: IndexCodecs, names: set[str]) -> dict[str, Quantizer]:
+    """Newest stored generation of each named field that has one, open.
 
     Raises
     ------
@@ -51,10 +52,7 @@ def find_generations(codecs: IndexCodecs, names: set[str]) -> dict[str, Generati
         A generation is damaged.
     """
     newest = newest_generations(codecs.store, codecs.keys)
-    found = {record.name: newest[record.name] for record in codecs.index.fields if record.name in names & newest.keys()}
-    records = {record.name: record for record in codecs.index.fields}
-    loaded = {name: load_generation(codecs.store, codecs.keys, records[name], number) for name, number in found.items()}
-    return {name: generation for name, generation in loaded.items() if generation is not None}
+    return {field.name: codecs.quantizer(field, newest[field.name]) for field in codecs.index.fields if field.name in names & newest.keys()}
 
 
 class IndexTrainer:
@@ -74,7 +72,7 @@ class IndexTrainer:
         self.engines, self.collection, self.codecs = engines, collection, codecs
 
     def run(self, manifest: Manifest, names: set[str], stop: threading.Event) -> Trained:
-        """Generations of the named fields, trained on a partition's segments where no one was faster.
+        """Quantizers of the named fields, trained on a partition's segments where no one was faster.
 
         Raises
         ------
@@ -86,7 +84,7 @@ class IndexTrainer:
             `stop` was set.
         """
         use_threads(self.engines.settings.train_threads)
-        found = find_generations(self.codecs, names)
+        found = find_quantizers(self.codecs, names)
         again: dict[str, int] = {}
         train_rows = self.engines.settings.train_rows
         for record in self.codecs.index.fields:
@@ -98,7 +96,8 @@ class IndexTrainer:
                 continue
             with self.engines.metrics.stage.labels("train").time():
                 trained = self._train(record, sample.rows(), manifest.rows, stop)
-            found[record.name] = publish_generation(self.engines.store, self.codecs.keys, record, trained)
+            stored = publish_generation(self.engines.store, self.codecs.keys, record, trained)
+            found[record.name] = self.codecs.add(stored)
             logger.info("trained generation %d of field %s: %d lists", trained.number, record.name, len(trained.centroids))
         return Trained(found, again)
 

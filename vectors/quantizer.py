@@ -12,6 +12,7 @@ inner product for cosine (where all have length 1) and by L2 for dot and euclid:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from vectors.refine import Float16Refine, RefineCodec, Sq8Refine
 BLOCK_ROWS = 4096
 """Rows that are converted to float32 and encoded at once: bounds the memory of a large segment, and small enough that the allocator keeps it."""
 CODE_BITS = 8
+EachBlock = Callable[[int, NDArray[np.float32]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Quantizer:
             codec = parse_codec(generation.codec, generation.centroids.shape[1])
         except ValueError as error:
             raise CorruptError(f"{where}: {error}", hint="upgrade headwater on this machine", code="unknown_format") from None
-        if codec is None or generation.metric not in ("cosine", "dot", "euclid"):
+        if codec is None or codec.name != generation.codec or generation.metric not in ("cosine", "dot", "euclid"):
             raise CorruptError(f"{where}: codec {generation.codec}, metric {generation.metric!r}: nothing that was trained")
         if not np.isfinite(generation.centroids).all():
             raise CorruptError(f"{where}: a centroid is not finite")
@@ -101,8 +103,15 @@ class Quantizer:
 
     # ---- encoding ----------------------------------------------------------------------------------------------------
 
-    def encode(self, matrix: NDArray[Any]) -> EncodedRows:
-        """Encode vectors, shape (n, d), in float16 or float32; finite, and of length 1 for cosine.
+    def encode(self, matrix: NDArray[Any], each_block: EachBlock | None = None) -> EncodedRows:
+        """Encode vectors.
+
+        Parameters
+        ----------
+        matrix : NDArray
+            shape (n, d), float16 or float32; finite, and of length 1 for cosine.
+        each_block : callable, optional
+            Is shown every block as float32, with the place of its first row: so the conversion is paid once.
 
         Raises
         ------
@@ -119,6 +128,8 @@ class Quantizer:
         for start in range(0, len(matrix), BLOCK_ROWS):
             block = as_float32(matrix[start : start + BLOCK_ROWS])
             end = start + len(block)
+            if each_block is not None:
+                each_block(start, block)
             out.list_numbers[start:end] = self.assign(block)
             codes, lists = out.codes[start:end], out.list_numbers[start:end]
             self._template.encode_vectors(len(block), faiss.swig_ptr(block), faiss.swig_ptr(lists), faiss.swig_ptr(codes), False)

@@ -2,6 +2,7 @@
 
     codebook        M x 256 x (d / M) float32, little-endian
     refine_ranges   2 x d float32, little-endian: lowest value and width per dimension; only with sq8
+    meta            subquantizers: M
 
 Takes: trained arrays. Gives: bytes, and arrays whose sizes were checked. Owns: this layout. Never: hands stored bytes to a parser of faiss.
 """
@@ -34,7 +35,7 @@ def write_quantizer(parts: QuantizerParts) -> bytes:
     sections: dict[str, bytes | memoryview] = {"codebook": parts.codebook.astype("<f4").tobytes()}
     if parts.ranges is not None:
         sections["refine_ranges"] = parts.ranges.astype("<f4").tobytes()
-    return write_footer_file(KIND, sections, {})
+    return write_footer_file(KIND, sections, {"subquantizers": len(parts.codebook)})
 
 
 def read_quantizer(data: bytes | memoryview, codec: Codec, dimension: int, where: str) -> QuantizerParts:
@@ -46,6 +47,8 @@ def read_quantizer(data: bytes | memoryview, codec: Codec, dimension: int, where
         Another layout, sizes that do not fit codec and dimension, or numbers that are not finite.
     """
     file = FooterFile.read(data, where, KIND)
+    if file.meta.get("subquantizers") != codec.subquantizers:  # the codebook of another number of them has the same size
+        raise CorruptError(f"{where}: {file.meta.get('subquantizers')!r} sub-quantizers, codec {codec.name} has {codec.subquantizers}")
     width = dimension // codec.subquantizers
     codebook = _array(file, "codebook", (codec.subquantizers, CODEBOOK_SIZE, width), where)
     ranges = _array(file, "refine_ranges", (2, dimension), where) if codec.refine == "sq8" else None

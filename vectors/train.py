@@ -21,10 +21,9 @@ from contracts.codec import Codec, parse_codec
 from contracts.collection import FieldRecord
 from contracts.encoder import Metric
 from contracts.generation import Generation
-from vectors.inverted_lists import build_lists
 from vectors.quantizer import Quantizer, coarse_index
 from vectors.quantizer_bytes import CODEBOOK_SIZE, QuantizerParts, write_quantizer
-from vectors.recall import segment_statistics, squared_error
+from vectors.recall import encode_measured, squared_error
 from vectors.refine import sq8_ranges
 
 LEAST_ROWS = 300
@@ -121,8 +120,6 @@ def _codebook(
 
 def _statistics(quantizer: Quantizer, rows: NDArray[np.float32], held: NDArray[np.float32]) -> dict[str, Any]:
     """What later segments are compared with: the held-out rows' error, and balance and recall of the rows that were trained on, as one segment."""
-    encoded = quantizer.encode(held)
-    error = squared_error(quantizer, held, encoded, np.arange(len(held)))
-    encoded, ids = quantizer.encode(rows), np.arange(len(rows))
-    lists = build_lists(quantizer.nlist, encoded.list_numbers, encoded.codes, ids)
-    return segment_statistics(quantizer, rows, encoded, lists, ids) | {"quantization_error": error, "quantization_error_ratio": 1.0}
+    error = squared_error(quantizer, held, quantizer.encode(held), np.arange(len(held)))
+    measured = encode_measured(quantizer, rows, np.arange(len(rows))).statistics
+    return measured | {"quantization_error": error, "quantization_error_ratio": 1.0}

@@ -28,7 +28,7 @@ TRAIN_ROWS = 400
 def engines() -> Iterator[Engines]:
     name = str(ULID())
     settings = load_settings(
-        log_url=f"memory://{name}", store_url=f"memory://{name}", seal_seconds=60, seal_rows=100, embed_watchdog_seconds=0.2, train_rows=TRAIN_ROWS
+        log_url=f"memory://{name}", store_url=f"memory://{name}", seal_seconds=0.5, seal_rows=100, embed_watchdog_seconds=0.2, train_rows=TRAIN_ROWS
     )
     made = Engines(settings, open_log(settings), open_store(settings))
     yield made
