@@ -1,6 +1,6 @@
 """The footer-indexed file: named sections, then a JSON footer that says where they lie (docs/formats/footer_file.md).
 
-    magic "HWFILE01" | section bytes, each aligned to 64 | footer JSON | footer length, u32 LE | crc32 of footer, u32 LE | magic "HWFILE01"
+    magic "HWFILE01" | sections, aligned to 64 or 4096 | footer JSON | footer length, u32 LE | crc32 of footer, u32 LE | magic "HWFILE01"
 
 Takes: sections. Gives: bytes, and views into bytes. Owns: alignment and the footer.
 Never: is asked before the object's sha256 was checked against the manifest (`check_bytes`).

@@ -22,7 +22,7 @@ from query.hot_load import check_identity
 from query.node import Node
 from query.partition import Partition
 from query.partition_view import PartitionView
-from query.parts import Part
+from query.parts import CodedColumn, Part, VectorColumn
 from query.segments import SegmentLoader
 from query.tail_reader import TailReader
 from vectors.logical_index import LogicalIndex
@@ -240,10 +240,11 @@ class CollectionView:
         metrics.segments.labels(name, "loaded").set(len(segments))
         tail_bytes = sum(column.size_bytes for tail in tails for column in tail.vectors.values())
         self._node.memory.set_tail(name, tail_bytes)
-        flat = [column for segment in segments for column in segment.vectors.values()]
-        metrics.index_bytes.labels(name, "flat").set(sum(column.size_bytes for column in flat))
+        columns = [column for segment in segments for column in segment.vectors.values()]
+        for tier, kind in (("flat", VectorColumn), ("refine", CodedColumn)):
+            metrics.index_bytes.labels(name, tier).set(sum(column.size_bytes for column in columns if isinstance(column, kind)))
         metrics.index_bytes.labels(name, "tail").set(tail_bytes)
         sizes = [index.size_bytes for index in self._indexes.all().values()]
         for tier in ("big", "small"):
             metrics.index_bytes.labels(name, tier).set(sum(size[tier] for size in sizes))
-        metrics.index_bytes.labels(name, "mapped").set(sum(column.mapped_bytes for column in flat))
+        metrics.index_bytes.labels(name, "mapped").set(sum(column.mapped_bytes for column in columns))

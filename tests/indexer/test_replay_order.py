@@ -16,10 +16,10 @@ from contracts.log import LogRecord
 from contracts.media_origin import Items, MediaOrigin, replay_headers
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
-from query.hot_load import PartitionLoader
 from query.partition import Partition
 from tests.indexer.conftest import delete, eventually, make_collection, produce, running
 from tests.indexer.stored import read_partition
+from tests.query.loading import partition_loader
 
 Place = tuple[int, int]
 
@@ -62,7 +62,7 @@ class Oracle:
 def tail_of(engines: Engines, collection: CollectionRecord) -> dict[str, Place]:
     """Live rows of a query node that began with the newest manifest and read the rest as tail."""
     partition = Partition(collection, collection.index(), 0)
-    loaded = PartitionLoader(engines.store, collection, collection.index(), 0).load(None)
+    loaded = partition_loader(engines, collection, collection.index()).load(None)
     assert loaded is not None
     partition.swap(loaded)
     topic = collection.index().vectors_topic

@@ -60,13 +60,13 @@ def own_field(name: str = "own", metric: str = "cosine", dimension: int = DIMENS
 
 def engines_for_test(**settings: Any) -> Engines:
     options: dict[str, Any] = {"query_port": 0, "query_poll_seconds": 3600.0, "log_url": "memory://", "store_url": "memory://"} | settings
-    options.setdefault("cache_dir", _cache_folder())
+    options.setdefault("cache_dir", cache_folder())
     made: Settings = load_settings(**options)
     return Engines(made, MemoryLog(), MemoryStore())
 
 
 @cache
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """One for all tests of a process: files in it are named by what they hold."""
     folder = tempfile.mkdtemp(prefix="headwater-test-cache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -20,9 +20,9 @@ from contracts.vectors_batch import BatchItem
 from indexer.partition_builder import PartitionBuilder
 from indexer.partition_source import PartitionSource
 from indexer.ulids import UlidSource
-from query.hot_load import PartitionLoader
 from query.partition import Partition
 from query.partition_view import PartitionView
+from tests.query.loading import partition_loader
 from tests.query.writer import Writer, engines_for_test, own_field, unit, writer
 
 SCHEMA = {"price": "float", "tags": "keyword[]", "place": "geo", "when": "datetime"}
@@ -145,7 +145,7 @@ class Run:
     def __post_init__(self) -> None:
         record, index = self.made.record, self.made.index
         self.node, self.position = Partition(record, index, 0), 0
-        self.loader = PartitionLoader(self.made.engines.store, record, index, 0)
+        self.loader = partition_loader(self.made.engines, record, index)
         self.restart_builder()
         self.hot_load()
 
@@ -222,7 +222,7 @@ def run(seed: int, steps: int = 50) -> None:
     run.check()
     fresh = Run.__new__(Run)
     fresh.made, fresh.models, fresh.node, fresh.position = run.made, run.models, Partition(run.made.record, run.made.index, 0), 0
-    fresh.loader = PartitionLoader(run.made.engines.store, run.made.record, run.made.index, 0)
+    fresh.loader = partition_loader(run.made.engines, run.made.record, run.made.index)
     fresh.hot_load()
     fresh.check()
     check_ledger(run)

@@ -143,6 +143,20 @@ def test_rows_whose_lease_is_gone_leave_at_the_next_rebuild_and_their_numbers_co
     assert kept.numbers.start == 0
 
 
+def test_rows_that_no_view_will_show_again_are_taken_out_and_older_tiers_keep_them(index: LogicalIndex, held: str) -> None:
+    matrix = vectors(300, 1)
+    lease = index.add_rows(300, index.quantizer.encode(matrix))
+    numbers, gone = of(lease, 300), of(lease, 300)[::3]
+    before = index.tiers
+    index.rebuild(bits(index, gone).bits)
+    assert index.tiers.rows == 200 and before.rows == 300
+    everything = bits(index, numbers)
+    left = found(index, matrix[:1], everything, limit=300, nprobe=16)[0]
+    assert sorted(left[left >= 0]) == sorted(set(numbers) - set(gone))
+    assert sorted(before.closest(matrix[:1], 300, 300, 16, everything)[0][0]) == sorted(numbers)
+    assert not index.rebuild_due(100)  # they are out already
+
+
 def test_searches_never_wait_for_a_rebuild_and_never_miss_or_double_a_row_while_others_come_and_go(index: LogicalIndex, held: str) -> None:
     matrix, queries = vectors(400, 1), vectors(8, 2)
     stable = index.add_rows(400, index.quantizer.encode(matrix))
