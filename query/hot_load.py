@@ -152,18 +152,19 @@ def _loaded(read: ReadManifest, have: Mapping[str, LoadedSegment], deltas: dict[
     return LoadedManifest(read, segments, deltas, _live_rows(segments, deltas, current))
 
 
-def _live_rows(segments: dict[str, LoadedSegment], deltas: dict[str, LoadedDelta], current: LoadedManifest | None) -> dict[str, NDArray[np.bool_]]:
-    """Live rows per segment. A deleted row stays deleted, so a segment that was loaded needs the new deltas only."""
+def _live_rows(
+    segments: Mapping[str, LoadedSegment], deltas: Mapping[str, LoadedDelta], current: LoadedManifest | None
+) -> dict[str, NDArray[np.bool_]]:
+    """Live rows per segment, the same array where nothing went: a deleted row stays deleted, so what was loaded needs the new deltas only."""
     before = {} if current is None else current.live
     new = [delta for key, delta in deltas.items() if current is None or key not in current.deltas]
     out: dict[str, NDArray[np.bool_]] = {}
     for name, segment in segments.items():
-        apply = new if name in before else list(deltas.values())
-        live = before[name].copy() if name in before else np.ones(segment.rows, np.bool_)
-        for delta in apply:
-            gone = delta.rows.get(name)
-            if gone is not None:
-                live[gone[gone < segment.rows]] = False
+        found = before.get(name)
+        gone = [delta.rows[name] for delta in (new if found is not None else deltas.values()) if name in delta.rows]
+        live = np.ones(segment.rows, np.bool_) if found is None else found.copy() if gone else found
+        for rows in gone:
+            live[rows[rows < segment.rows]] = False
         out[name] = live
     return out
 

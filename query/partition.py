@@ -155,7 +155,8 @@ class Partition:
         if not changed or not self._loaded.segments:
             return
         entries = [entry for _, entry in changed]
-        for name, rows in self._stored(self._tail.hashes(entries)):
+        hashes = self._tail.hashes(entries)
+        for name, rows in self._stored(hashes):
             hit = np.flatnonzero(rows >= 0)
             hit = hit[self._live[name][rows[hit]]]
             part = self._loaded.segments[name].part(self._live[name])
@@ -165,6 +166,24 @@ class Partition:
                 live[rows[older]] = False
                 self._live[name] = live
                 self._sealed_changed = True
+
+    def _mask_new(self, name: str) -> None:
+        """Take away the rows of a segment that has just come for which the tail holds something newer."""
+        assert self._loaded is not None
+        segment, newest = self._loaded.segments[name], self._tail.newest
+        if len(newest) <= segment.rows:
+            ids = list(newest)
+            rows = segment.ids.find(self._tail.hashes([newest[item_id] for item_id in ids]))
+            met = [(int(rows[at]), newest[ids[at]]) for at in np.flatnonzero(rows >= 0)]
+        else:  # a small segment beside a long tail
+            ids = segment.batch.column("id").to_pylist()
+            met = [(row, newest[item_id]) for row, item_id in enumerate(ids) if item_id in newest]
+        part = segment.part(self._live[name])
+        older = [row for row, entry in met if not entry.is_replay or part.order(row) < entry.order]
+        if older:
+            live = self._live[name].copy()
+            live[older] = False
+            self._live[name] = live
 
     # ---- the hot loader's arrow ---------------------------------------------------------------------------------
     def swap(self, loaded: LoadedManifest, reads_tail: bool = True) -> int | None:
@@ -186,15 +205,24 @@ class Partition:
         with self._lock:
             first = reads_tail and not self._reads_tail
             self._reads_tail |= reads_tail
+            before = self._loaded
             self._loaded, self._sealed_changed = self._with_codes(loaded), True
             self._tail = self._tail.trimmed(checkpoint.media_offset)
             self._chain.expected = max(self._chain.expected, checkpoint.media_offset)
             ahead = first or (self._reads_tail and checkpoint.vectors_offset > self._vectors_offset)
             self._vectors_offset = max(self._vectors_offset, checkpoint.vectors_offset)
-            self._live = dict(loaded.live)
-            self._mask(list(self._tail.newest.items()))
+            self._live = {name: self._still_live(name, live, before) for name, live in loaded.live.items()}
+            for name in loaded.segments:
+                if before is None or name not in before.segments:
+                    self._mask_new(name)
             self._publish()
             return self._vectors_offset if ahead else None
+
+    def _still_live(self, name: str, live: NDArray[np.bool_], before: LoadedManifest | None) -> NDArray[np.bool_]:
+        """Live rows of a segment by a manifest, without those that the tail took away already: what is dead stays dead."""
+        if before is None or name not in before.live:
+            return live
+        return self._live[name] if before.live[name] is live else self._live[name] & live
 
     def _with_codes(self, loaded: LoadedManifest) -> LoadedManifest:
         """The manifest with the segments that are here already, which may have been coded since the loader took them."""

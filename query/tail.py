@@ -113,6 +113,7 @@ class Tail:
         self._hashes = _grown(np.uint64, 2)
         self._codes: dict[str, TailCodes] = {}
         self._published = 0
+        self._lowest_offset = 0
 
     @property
     def rows(self) -> int:
@@ -213,6 +214,8 @@ class Tail:
             if min(replaced) < self._published:
                 self._live.unshare()
             self._live.view()[replaced] = False
+        if not self.newest:
+            self._lowest_offset = min(change.order.own_offset for change in changed.values())
         self.newest.update(entries)
         return list(entries.items())
 
@@ -270,7 +273,9 @@ class Tail:
         return None if entry is None else entry.row
 
     def trimmed(self, media_offset: int) -> Tail:
-        """A new tail of what lies at or above a media offset; this one stays as it is."""
+        """A tail of what lies at or above a media offset: a new one, or this one where that is all of it."""
+        if not self.newest or media_offset <= self._lowest_offset:
+            return self
         cut = int(np.searchsorted(self._columns["offsets"].view(), media_offset))
         out = Tail(self._index, self._attributes)
         kept = [(item_id, entry) for item_id, entry in self.newest.items() if entry.order.own_offset >= media_offset]
@@ -278,6 +283,7 @@ class Tail:
         out.newest = {
             item_id: Entry(entry.order, entry.row if entry.row == NO_ROW else entry.row - cut, slot) for slot, (item_id, entry) in enumerate(kept)
         }
+        out._lowest_offset = min((entry.order.own_offset for _, entry in kept), default=0)
         out._batches = _cut_batches(self._batches, cut)
         pairs = [(self._columns, out._columns), (self._matrices, out._matrices), (self._present, out._present)]
         for mine, theirs in pairs:
