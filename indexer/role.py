@@ -18,6 +18,8 @@ from contracts.errors import SettingsError, SnapshotError, UnavailableError
 
 logger = logging.getLogger(__name__)
 DISCOVERY_SECONDS = 2.0
+RESTART_SECONDS = 1.0
+"""Until a worker that did not get as far as its own loop, where it tries again by itself, is made anew."""
 
 
 class Worker(Protocol):
@@ -38,11 +40,16 @@ class _Running:
         self.thread.start()
 
     def _run(self) -> None:
-        try:
-            self._make().run(self.stop)
-        except BaseException as error:  # noqa: BLE001 - handed to `run_collections`, which raises it
-            self.error = error
-            self._failed.set()
+        while not self.stop.is_set():
+            try:
+                self._make().run(self.stop)
+            except UnavailableError as error:  # it would end all other collections, and the query service in the same process
+                logger.warning("%s begins again: %s", self.thread.name, error)
+                self.stop.wait(RESTART_SECONDS)
+            except BaseException as error:  # noqa: BLE001 - handed to `run_collections`, which raises it
+                self.error = error
+                self._failed.set()
+                return
 
 
 def run_collections(engines: Engines, wanted: Sequence[str] | None, stop: threading.Event, make: Callable[[CollectionRecord], Worker]) -> None:
