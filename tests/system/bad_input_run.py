@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -80,7 +81,7 @@ class Poisoned:
     explained: Counter[str]
     restarts: int
     seconds: float
-    rss_mib: dict[str, tuple[float, float, float]]
+    memory_mib: dict[str, tuple[float, ...]]  # before, median of each quarter of the stream, highest, after
     faults: list[str] = field(default_factory=list)
 
 
@@ -213,20 +214,20 @@ def children_of(pid: int) -> list[int]:
 
 
 @contextmanager
-def watched(processes: Sequence[Process]) -> Iterator[dict[str, float]]:
-    """Highest memory of each process while the context lasts."""
-    peaks: dict[str, float] = {process.name: 0.0 for process in processes}
+def watched(processes: Sequence[Process]) -> Iterator[dict[str, list[float]]]:
+    """Memory of each process, twice a second while the context lasts."""
+    seen: dict[str, list[float]] = {process.name: [] for process in processes}
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.5):
             for process in processes:
-                peaks[process.name] = max(peaks[process.name], rss_mib(process.pid))
+                seen[process.name].append(rss_mib(process.pid))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield peaks
+        yield seen
     finally:
         stop.set()
         thread.join()
@@ -246,7 +247,7 @@ def run_poisoned(site: Site, roles: Sequence[str], records: int, tell: Console |
         time.sleep(SEAL_SECONDS)
         before = {process.name: rss_mib(process.pid) for process in alive}
         began = time.monotonic()
-        with watched(alive) as peaks:
+        with watched(alive) as seen:
             sent = _send_poisoned(engines, record, records, bad)
             if tell is not None:
                 tell.print(f"{records} records produced after {time.monotonic() - began:.0f} s")
@@ -259,13 +260,18 @@ def run_poisoned(site: Site, roles: Sequence[str], records: int, tell: Console |
         with served.client() as client:
             client.wait_for(record.name, ends_of(engines, record), 60.0)
             indexed = client.count(record.name) - WARM_RECORDS
-        memory = {name: (before[name], peaks[name], after[name]) for name in before}
+        memory = {name: (before[name], *quarters(seen[name]), max(seen[name]), after[name]) for name in before}
         explained = Counter(str(one.reason) for one in found if one.verdict == "reject" and one.identical)
         report = Poisoned(records, indexed, explained, sum(process.lives - 1 for process in alive), seconds, memory)
     report.faults += [f"{one.bad.name}: {one.verdict} {one.reason}, promised {one.bad.verdict} {one.bad.reason}" for one in found if not one.is_kept]
     if indexed != records - len(sent):
         report.faults.append(f"{indexed} indexed, {records - len(sent)} were good")
     return report
+
+
+def quarters(samples: Sequence[float]) -> list[float]:
+    """Median of each quarter of the samples: what grows with the stream grows from one to the next, what is a buffer does not."""
+    return [float(np.median(part)) for part in np.array_split(np.array(samples), 4)]
 
 
 def _send_poisoned(engines: Engines, record: CollectionRecord, records: int, bad: Sequence[BadInput]) -> list[Sent]:
@@ -289,8 +295,9 @@ def show_table(found: Sequence[Outcome], kind: str, console: Console) -> None:
 
 
 def show_poisoned(report: Poisoned, kind: str, console: Console) -> None:
-    table = Table("process", "RSS before (MiB)", "highest", "after", title=f"{kind}: {report.records} records, every {POISON_EVERY}th poison")
-    for name, sizes in report.rss_mib.items():
+    columns = ("process", "before (MiB)", "1st quarter", "2nd", "3rd", "4th", "highest", "after")
+    table = Table(*columns, title=f"{kind}: {report.records} records, every {POISON_EVERY}th poison; memory")
+    for name, sizes in report.memory_mib.items():
         table.add_row(name, *(f"{size:.0f}" for size in sizes))
     console.print(table)
     console.print(
