@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import REJECT_REASONS
 from contracts.log import Headers, LogRecord
-from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_record
+from contracts.media_record import MediaItem, RecordLimits, RejectedItem, id_outside_value, read_media_record
 from tests.contracts.format_samples import collection, field, record
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
@@ -267,3 +267,25 @@ def test_no_key_value_or_header_makes_reading_raise(key: bytes | None, value: by
             one.id.encode("utf-8")
         else:
             assert one.reason in REJECT_REASONS
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.none() | st.binary(max_size=12), bodies, header_lists, sources)
+def test_an_id_that_is_told_without_the_value_is_the_one_that_reading_the_value_gives(
+    key: bytes | None, value: bytes | None, found_headers: Headers, where: Any
+) -> None:
+    one = record(value, key=key, headers=found_headers)
+    told = id_outside_value(one, where)
+    assert told is None or {found.id for found in read_media_record(one, where, LIMITS)} <= {told, None}
+
+
+def test_an_id_is_told_by_key_and_headers_alone_where_they_tell_it() -> None:
+    plain, named = headers(content_type="image/jpeg"), collection(id_from="header:x-id")
+    assert id_outside_value(record(JPEG, headers=plain), TYPED) == "cat-1"
+    assert id_outside_value(record(JPEG, key=None, headers=headers(ce_specversion="1.0", ce_id="e-1")), TYPED) == "e-1"
+    assert id_outside_value(record(JPEG, headers=(*plain, ("x-id", b"x-1"))), named) == "x-1"
+    assert id_outside_value(record(None), TYPED) == "cat-1"
+    assert id_outside_value(record(b"{}", headers=headers(hw_op="patch")), TYPED) == "cat-1"
+    assert id_outside_value(record(JPEG, key=None), TYPED) is None and id_outside_value(record(JPEG, key=b"\xff"), TYPED) is None
+    assert id_outside_value(event(), TYPED) is None and id_outside_value(record(b'{"id":"a"}'), collection(id_from="json:id")) is None
+    assert id_outside_value(record(JPEG), collection(partitioner="murmur2")) is None  # it belongs in another partition
