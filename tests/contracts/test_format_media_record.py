@@ -94,6 +94,14 @@ def test_a_picture_without_a_content_type_is_known_by_its_first_bytes(value: byt
     assert found.media_type == kind and found.picture == value and found.event_time_us == PRODUCED_US
 
 
+@pytest.mark.parametrize("caption", [b"\xff", b"x" * 101])
+def test_a_bad_caption_beside_a_picture_is_noted_and_the_picture_stays(caption: bytes) -> None:
+    found = item(record(JPEG, headers=headers(content_type="image/jpeg", hw_caption=caption)))
+    assert (found.picture, found.text, found.media_sha256) == (JPEG, None, hashlib.sha256(JPEG).digest())
+    assert found.bad_part is not None and found.bad_part.reason == "bad_text"
+    assert item(record(JPEG, headers=headers(hw_caption="a cat"))).bad_part is None
+
+
 def test_a_text_record_carries_its_caption_before_its_text() -> None:
     assert item(record("grün".encode(), headers=headers(content_type="text/plain; charset=utf-8"))).text == "grün"
     assert item(record(b"body", headers=headers(content_type="text/plain", hw_caption="title"))).text == "title\nbody"
@@ -177,8 +185,8 @@ REJECTED: list[tuple[str, LogRecord]] = [
     ("bad_acl", record(JPEG, headers=headers(hw_acl='"all"'))),
     ("bad_acl", record(JPEG, headers=headers(hw_acl="[1]"))),
     ("bad_acl", record(JPEG, headers=headers(hw_acl="all"))),
-    ("bad_text", record(JPEG, headers=headers(hw_caption=b"\xff"))),
-    ("bad_text", record(JPEG, headers=headers(hw_caption="x" * 101))),
+    ("bad_text", record(b"", headers=headers(hw_caption=b"\xff"))),
+    ("bad_text", record(b"a text", headers=headers(content_type="text/plain", hw_caption="x" * 101))),
     ("bad_text", record(b"\xff", headers=headers(content_type="text/plain"))),
     ("bad_text", record(b"x" * 101, headers=headers(content_type="text/plain"))),
     ("bad_time", record(JPEG, headers=headers(hw_time="yesterday"))),

@@ -109,7 +109,7 @@ def pictures() -> Iterator[BadInput]:
 def texts() -> Iterator[BadInput]:
     nested = b"[" * 10_000 + b"]" * 10_000
     yield BadInput("30 MB of text", "pictures", TEXT, b"words " * 5_000_000, "reject", "bad_text")
-    yield BadInput("invalid UTF-8 caption", "pictures", (*JPEG, ("hw_caption", b"\xff\xfe")), sample(), "reject", "bad_text")
+    yield BadInput("invalid UTF-8 caption", "pictures", (*JPEG, ("hw_caption", b"\xff\xfe")), sample(), "partial", "bad_text")
     yield BadInput("invalid JSON envelope", "pictures", RECORD, b'{"id": "x", "parts": [', "reject", "bad_envelope")
     yield BadInput("10,000 nested arrays as envelope", "pictures", RECORD, nested, "reject", "bad_envelope")
     yield BadInput("10,000 nested arrays as attributes", "pictures", (*TEXT, ("hw_attributes", nested)), b"a text", "reject", "bad_attributes")
