@@ -62,7 +62,7 @@ class MediaProducer:
 
     Examples
     --------
-    >>> with MediaProducer(log, collection, settings) as producer:            # doctest: +SKIP
+    >>> with MediaProducer(log, collection, settings, store=store) as producer:            # doctest: +SKIP
     ...     producer.send_picture("cat-1", data, "image/jpeg", caption="a cat").result()
     """
 
