@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from backends.s3_store import S3Store
-from contracts.errors import SettingsError, UnavailableError
+from contracts.errors import RecordError, SettingsError, UnavailableError
 from contracts.metrics import Metrics
 from contracts.store import BucketObject, PutOutcome
 
@@ -289,6 +289,11 @@ def test_what_is_gone_is_none_and_what_is_not_answered_or_not_allowed_is_tried_a
     server.script += [error(503, "SlowDown"), b"", answer(200, b"there")]
     found = store.get_from_bucket("drop", "late", None, 10)
     assert found is not None and found.data == b"there"
+    for status, code in ((301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed")):  # what AWS says of a bucket of another region
+        server.script.append(error(status, code))
+        with pytest.raises(RecordError, match="bucket drop lies in another region") as caught:
+            store.get_from_bucket("drop", "a", None, 10)
+        assert caught.value.reason == "payload_missing"
     server.script.append(error(403, "AccessDenied"))
     with pytest.raises(UnavailableError, match="bucket drop may not be read"):
         store.get_from_bucket("drop", "secret", None, 10)
