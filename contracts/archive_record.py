@@ -180,6 +180,21 @@ def from_tar(data: bytes, topic: str, where: str) -> LogRecord | None:
         raise CorruptError(f"{where}: the archived record cannot be read: {error!r}"[:300]) from None
 
 
+def media_from_tar(data: bytes, media_sha256: bytes, where: str) -> bytes | None:
+    """The media that lies in these bytes of a tar, also where the record itself only names it; None where no member has that sha256.
+
+    Raises
+    ------
+    CorruptError
+        Not the members of one record.
+    """
+    try:
+        members = _members(data)
+    except (ValueError, tarfile.TarError) as error:
+        raise CorruptError(f"{where}: the archived record cannot be read: {error!r}"[:300]) from None
+    return next((found for found in members.values() if hashlib.sha256(found).digest() == media_sha256), None)
+
+
 def _members(data: bytes) -> dict[str, bytes]:
     """Members by extension."""
     found: dict[str, bytes] = {}
