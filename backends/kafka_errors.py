@@ -125,7 +125,7 @@ def kafka_error(error: BaseException, what: str) -> HeadwaterError:
     if kind is DataLossError:
         return DataLossError(
             f"{what}: {_words(error)}",
-            hint="records were deleted before they were read, or the topic was made again; run headwater verify, then headwater skip",
+            hint="records were deleted before they were read, or the topic was made again; see docs/errors/data_loss.md",
         )
     hints = {SettingsError: SETTINGS.get(name, _DOCTOR), CorruptError: "check the broker's disks", UnavailableError: f"try again; {_DOCTOR}"}
     return kind(f"{what}: {_words(error)}", hint=hints[kind])

@@ -53,6 +53,7 @@ class MediaItem:
 
     `parts` is empty unless a payload has to be fetched first (`backends.payloads`): then picture, text and hash are those of what is here already.
     A delete with `parts` holds only if the object that they name is gone.
+    `bad_part` says why it has no text where its record has one beside the picture: it is indexed in part or rejected, as the collection has it.
     """
 
     offset: int
@@ -70,6 +71,7 @@ class MediaItem:
     media_type: str | None = None
     media_sha256: bytes | None = None
     parts: list[MediaPart] = field(default_factory=list)
+    bad_part: RecordError | None = None
     origin_offset: int | None = None
     origin_item: int | None = None
 
@@ -101,10 +103,12 @@ class RecordLimits:
 def fill_item(item: MediaItem, parts: Sequence[MediaPart], limits: RecordLimits) -> None:
     """Give an item its picture and its text: parts fill its fields, texts are joined by a newline.
 
+    Bad text beside a picture, or beside a payload that may turn out to be one, is noted as `bad_part`.
+
     Raises
     ------
     RecordError
-        ``empty``, ``unsupported_content_type``, ``too_many_parts`` or ``bad_text``.
+        ``empty``, ``unsupported_content_type``, ``too_many_parts``, or ``bad_text`` where there is nothing else.
     """
     parts = [part for part in parts if part.data or part.ref is not None]
     if not parts:
@@ -120,9 +124,15 @@ def fill_item(item: MediaItem, parts: Sequence[MediaPart], limits: RecordLimits)
         raise RecordError("too_many_parts", f"{len(pictures)} pictures in one item; send one item for each")
     texts = [part for part in parts if part.content_type == TEXT_TYPE and part.data]
     item.parts = list(parts) if any(part.ref is not None for part in parts) else []
-    item.text = _joined(texts, limits) if texts else None
-    item.picture = pictures[0].data or None if pictures else None
     untold = any(not part.content_type for part in parts)
+    item.text = item.bad_part = None
+    try:
+        item.text = _joined(texts, limits) if texts else None
+    except RecordError as error:
+        if not pictures and not untold:
+            raise
+        item.bad_part = error
+    item.picture = pictures[0].data or None if pictures else None
     item.media_type = pictures[0].content_type if pictures else None if untold else TEXT_TYPE
     media = item.picture or b"\n".join(part.data for part in texts if not part.is_caption)
     item.media_sha256 = hashlib.sha256(media).digest() if media else None

@@ -26,6 +26,7 @@ from contracts.log import Log, TopicInfo
 from contracts.settings import Settings
 from contracts.store import ObjectStore
 from headwater.doctor_archive import archive_findings
+from headwater.doctor_encoders import encoder_findings
 
 Level = Literal["ok", "warn", "fail"]
 _Opened = TypeVar("_Opened")
@@ -71,6 +72,7 @@ def examine(settings: Settings) -> list[Finding]:
         if store is not None:
             findings += _guarded("store", lambda: _store(store))
             findings += _guarded("clock", lambda: _clock(store))
+            findings += _guarded("encoders", lambda: _encoders(store, settings))
         if log is not None and store is not None:
             findings += _guarded("topics", lambda: _topics(log, store, settings))
             findings += _guarded("archive", lambda: _archives(log, store))
@@ -134,6 +136,11 @@ def _models(settings: Settings) -> Iterator[Finding]:
     encoder = LiteEncoder(settings)
     space = encoder.space
     yield Finding("ok", "models", f"lite loads, weights are the pinned ones, {space.dimension} dimensions, space {space.space_id}; {encoder.runtime}")
+
+
+def _encoders(store: ObjectStore, settings: Settings) -> Iterator[Finding]:
+    records = CollectionCatalog(store).list()
+    yield from (Finding(level, "encoders", message, advice) for level, message, advice in encoder_findings(records, settings))
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

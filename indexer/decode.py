@@ -110,7 +110,7 @@ class Decoder:
         if item.is_delete or item.patch is not None:
             decoded.items.append(DecodedItem(_row(item)))
             return
-        problem = self._fetch(item)
+        problem = self._fetch(item) or item.bad_part
         done = DecodedItem(_row(item))
         try:
             if self.wants_texts and item.text:

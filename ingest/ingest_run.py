@@ -311,6 +311,14 @@ class IngestRun:
         with suppress(SettingsError):
             self.write_journals()
 
+    def begin_again(self) -> None:
+        """After an outage: a new producer (UnavailableError where there is none yet), nothing in flight. What is not done can be sent again."""
+        self._producer.renew()
+        self.write_journals()
+        self._sent = self._sent.renewed()
+        self._rows, self._rows_bytes = [], 0
+        self.count()
+
     def close(self, *, is_finished: bool) -> None:
         """Let go of the journals; those of a finished ingest are removed."""
         for state in self._states:

@@ -71,7 +71,7 @@ def load_segment(store: ObjectStore, entry: SegmentEntry, index: IndexRecord, at
     """
     where = entry.parts.get(ROWS_PART)
     if where is None:
-        raise CorruptError(f"segment {entry.segment_id} has no part {ROWS_PART}", hint="`headwater verify` names all that is damaged")
+        raise CorruptError(f"segment {entry.segment_id} has no part {ROWS_PART}", hint="restore the manifest from a backup")
     rows = read_rows_part(download(store, where), where.key)
     if rows.batch.num_rows != entry.rows:
         raise CorruptError(f"{where.key}: {rows.batch.num_rows} rows, the manifest says {entry.rows}")

@@ -44,7 +44,7 @@ def test_a_worker_that_finds_no_broker_at_its_start_begins_again_and_the_others_
         make_collection(engines, name)
     away = [UnavailableError("describing topic x: NodeNotReadyError")] * 2
     lives: list[str] = []
-    with running(lambda stop: run_collections(engines, None, stop, lambda c: Flaky(lives, c.name, away if c.name == "away" else ()))):
+    with running(lambda stop: run_collections(engines, None, stop, lambda c: Flaky(lives, c.name, away if c.name == "away" else ()), stage="embed")):
         eventually(lambda: lives.count("away") == 3)
     assert lives.count("fine") == 1
 
@@ -53,7 +53,7 @@ def test_what_trying_again_cannot_mend_ends_the_role(engines: Engines) -> None:
     make_collection(engines, "broken")
     stop = threading.Event()
     with pytest.raises(CorruptError, match="damaged"):
-        run_collections(engines, None, stop, lambda c: Flaky([], c.name, [CorruptError("damaged")]))
+        run_collections(engines, None, stop, lambda c: Flaky([], c.name, [CorruptError("damaged")]), stage="embed")
 
 
 class _NoProducers(MemoryLog):

@@ -42,6 +42,9 @@ PARTITIONS = 2
 POISON_EVERY = 100
 SECONDS_PER_RECORD = 0.5
 WARM_RECORDS = 1500
+MOST_GROWTH = 1.25
+"""A worker's memory in the last quarter of a stream, as a multiple of that in the first: what grows with the stream passes it sooner or later."""
+GROWTH_SLACK_MIB = 64.0
 DECODE_MEMORY_BYTES = 256 * 1024 * 1024  # less than one of the inputs needs
 DEAD_LETTER = "__connect.errors."
 
@@ -266,7 +269,18 @@ def run_poisoned(site: Site, roles: Sequence[str], records: int, tell: Console |
     report.faults += [f"{one.bad.name}: {one.verdict} {one.reason}, promised {one.bad.verdict} {one.bad.reason}" for one in found if not one.is_kept]
     if indexed != records - len(sent):
         report.faults.append(f"{indexed} indexed, {records - len(sent)} were good")
+    report.faults += growth_faults(memory)
     return report
+
+
+def growth_faults(memory_mib: dict[str, tuple[float, ...]]) -> list[str]:
+    """Workers (`embed`, or `up`, which holds one) whose memory grew along the stream."""
+    found = []
+    for name in memory_mib.keys() & {"embed", "up"}:
+        first, last = memory_mib[name][1], memory_mib[name][4]
+        if last > MOST_GROWTH * first + GROWTH_SLACK_MIB:
+            found.append(f"{name}: memory grew from {first:.0f} MiB in the first quarter of the stream to {last:.0f} MiB in the last")
+    return found
 
 
 def quarters(samples: Sequence[float]) -> list[float]:
