@@ -17,8 +17,11 @@ from query.filter_estimate import Estimate
 
 GATHER_COST = 10
 """Codes that are compared in the time of one exact distance of a gathered row, whose vector is some hundred bytes at a random place."""
-WIDENING = 0.5
-"""The closest k of the rows that pass are about the closest k / share of all, which lie in more lists: nprobe grows by (1 / share) ** WIDENING."""
+WIDENING = 0.75
+"""The closest k of the rows that pass are about the closest k / share of all, which lie in more lists: nprobe grows by (1 / share) ** WIDENING.
+Recall@10 of 100,000 clustered vectors in 512 lists, 0.96 without a filter: at shares of 0.1, 0.05, 0.02 and 0.01 it is 0.97, 0.95, 0.95 and 0.97
+with 0.75, and 0.95, 0.90, 0.85 and 0.81 with 0.5. That is for filters that know nothing of the vectors: where what passes lies elsewhere than the
+query, recall is lower."""
 MATCHES_PER_HIT = 4
 """Rows that pass, in the lists that are probed, for every hit that is asked for: below it lists run empty before the hits are found."""
 POST_FILTER_SHARE = 0.9
