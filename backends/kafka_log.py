@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kafka import IsolationLevel, KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import IsolationLevel, KafkaAdminClient, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
 
 from backends import log_rules as rules
+from backends.kafka_batches import open_consumer
 from backends.kafka_consumer import KafkaGroupReader, KafkaReader, to_record
 from backends.kafka_errors import kafka_error, mapped
 from backends.kafka_producer import KafkaProducer
@@ -186,7 +187,7 @@ class KafkaLog:
             if self._point_reader is None:
                 # The smallest fetch: a broker returns at least the batch that holds the record, however large.
                 options = consumer_options(self._settings) | {"max_partition_fetch_bytes": 1024, "fetch_max_bytes": 1024}
-                self._point_reader = open_client(KafkaConsumer, options, what)
+                self._point_reader = open_consumer(self._settings, options, what)
             try:
                 return self._point_read(at, offset, what)
             except kafka_errors.OffsetOutOfRangeError:

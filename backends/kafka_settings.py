@@ -152,6 +152,11 @@ def record_limit_bytes(max_message_bytes: int) -> int:
     return max_message_bytes - _BATCH_OVERHEAD_BYTES
 
 
+def max_expanded_bytes(settings: Settings) -> int:
+    """What a compressed batch may expand to: no client of ours fills one with more than a record of the largest size, others may a little."""
+    return 4 * settings.max_record_bytes
+
+
 def open_client(factory: Callable[..., Any], options: dict[str, Any], what: str) -> Any:
     """Make one of kafka-python's clients, or say in one line, within some ten seconds, why not.
 

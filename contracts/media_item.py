@@ -52,6 +52,7 @@ class MediaItem:
     """One item that a record asks to index (or to delete with `is_delete`, or to change with `patch`). Nothing of it is decoded yet.
 
     `parts` is empty unless a payload has to be fetched first (`backends.payloads`): then picture, text and hash are those of what is here already.
+    A delete with `parts` holds only if the object that they name is gone.
     `bad_part` says why it has no text where its record has one beside the picture: it is indexed in part or rejected, as the collection has it.
     """
 

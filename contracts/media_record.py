@@ -93,6 +93,8 @@ def read_media_records(records: Sequence[LogRecord], collection: CollectionRecor
 
 def _read_one(record: LogRecord, collection: CollectionRecord, limits: RecordLimits) -> _Items | LogRecord:
     """Items of a record of any form but Arrow, for which it gives the record whose value is the Arrow stream."""
+    if record.unreadable is not None:  # no delete, though its value is null
+        raise RecordError(record.unreadable.reason, record.unreadable.message)
     if len(record.headers) > MAX_HEADERS:
         raise RecordError("bad_envelope", f"{len(record.headers)} headers, more than {MAX_HEADERS}")
     if record.header("hw_op") == b"patch":

@@ -183,4 +183,5 @@ class CollectionView:
         metrics.tail_rows.labels(name).set(sum(int(tail.live.sum()) for tail in tails))
         metrics.segments.labels(name, "loaded").set(len(segments))
         metrics.index_bytes.labels(name, "sealed").set(sum(segment.size_bytes for segment in segments))
+        metrics.index_bytes.labels(name, "filters").set(sum(segment.filter_index.size_bytes for segment in segments))
         metrics.index_bytes.labels(name, "tail").set(sum(column.matrix.nbytes for tail in tails for column in tail.vectors.values()))

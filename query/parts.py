@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from contracts.item import VersionOrder, version_order
+from query.filter_index import FilterIndex
 
 TAIL = "tail"
 """Name of the part that no segment holds yet."""
@@ -94,6 +95,8 @@ class Part:
         shape (n,); False for a row that a newer version or a delete took away.
     newest_row : callable, optional
         The tail's look-up of an id: None where it never came; the row of its newest version, which may lie behind this part's rows.
+    filter_index : FilterIndex, optional
+        A segment's.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Part:
     vectors: Mapping[str, VectorColumn]
     live: NDArray[np.bool_]
     newest_row: Callable[[str], int | None] | None = None
+    filter_index: FilterIndex | None = None
 
     @property
     def rows(self) -> int:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from contracts.collection import FieldRecord
 from query.collection_view import CollectionSnapshot
-from query.filters import Filter, apply_filter
+from query.filter_masks import apply_filter
+from query.filter_tree import Filter
 from query.parts import Part
 from vectors import flat
 

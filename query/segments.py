@@ -22,6 +22,7 @@ from contracts.manifest import ObjectEntry, SegmentEntry
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, read_field_part, read_rows_part, rows_schema
 from contracts.store import ObjectStore
 from contracts.vectors_batch import conform
+from query.filter_index import FilterIndex
 from query.parts import Part, RowColumns, VectorColumn
 from vectors.flat import as_float32
 
@@ -35,6 +36,7 @@ class LoadedSegment:
     ids: IdIndex
     columns: RowColumns
     vectors: Mapping[str, VectorColumn]
+    filter_index: FilterIndex
 
     @property
     def rows(self) -> int:
@@ -48,7 +50,7 @@ class LoadedSegment:
 
     def part(self, live: NDArray[np.bool_]) -> Part:
         """The segment as a part with that mask of live rows, shape (rows,)."""
-        return Part(self.segment_id, (self.batch,), (0,), self.columns, self.vectors, live)
+        return Part(self.segment_id, (self.batch,), (0,), self.columns, self.vectors, live, filter_index=self.filter_index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def load_segment(store: ObjectStore, entry: SegmentEntry, index: IndexRecord, at
             raise CorruptError(f"{part.key}: vectors of {stored.meta['rows']} rows, the segment has {entry.rows}")
         complete = len(stored.rows) == entry.rows
         vectors[field.name] = VectorColumn(as_float32(stored.matrix), None if complete else stored.rows)
-    return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors)
+    return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, FilterIndex(batch, rows.ids))
 
 
 def _conformed(batch: pa.RecordBatch, attributes: Mapping[str, str], where: str) -> pa.RecordBatch:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from backends.payloads import PayloadReader
 from backends.s3_store import S3Store
 from contracts.errors import RecordError, SettingsError, UnavailableError
+from contracts.media_item import MediaItem, MediaPart, RecordLimits
 from contracts.metrics import Metrics
+from contracts.payload_ref import PayloadRef
 from contracts.store import BucketObject, PutOutcome
 
 EMPTY_LISTING = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
@@ -271,6 +274,17 @@ def test_an_object_of_another_bucket_is_asked_for_by_its_encoded_name_its_versio
     store.close()
     assert [request.path for request in server.requests] == ["/drop/my%20cats/%C3%A4%20%2B%3F%23.jpg?versionId=v%201", "/drop/b"]
     assert [request.headers["range"] for request in server.requests] == ["bytes=0-4", "bytes=0-2"]
+
+
+def test_a_deleted_version_in_a_bucket_of_another_region_is_gone_for_this_store(server: ScriptedServer) -> None:
+    store = server.open_store()
+    item = MediaItem(0, 0, "drop/a", 0, 0, is_delete=True, parts=[MediaPart("", ref=PayloadRef("a", bucket="drop"))])
+    reader = PayloadReader(store, RecordLimits())
+    server.script.append(error(301, "PermanentRedirect"))
+    assert reader.is_gone(item)
+    server.script.append(answer(206, b"x"))
+    assert not reader.is_gone(item)
+    store.close()
 
 
 def test_what_is_gone_is_none_and_what_is_not_answered_or_not_allowed_is_tried_again_later(server: ScriptedServer) -> None:

@@ -16,6 +16,7 @@ from contracts.collection import CollectionRecord, FieldRecord
 from contracts.engines import Engines
 from contracts.log import TopicSpec
 from contracts.settings import Settings, load_settings
+from embedding.lite import LiteEncoder
 from headwater.doctor import Finding, examine
 from headwater.wiring import encoder_fields, vector_field
 from tests.embedding_server import MODEL, embedding_server
@@ -99,6 +100,20 @@ def test_missing_packages_are_told_with_the_command_that_installs_them(settings:
     assert "pip install 'headwater[query]'" in advice
     assert "pip install 'headwater[indexer]'" in advice
     assert [finding.level for finding in by_check(found, "models")] == ["warn"]
+
+
+@pytest.mark.model
+def test_an_image_that_brings_its_networks_needs_no_torch_and_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converting = ("torch", "transformers")
+    monkeypatch.setattr("headwater.doctor._version", lambda package: None if package in converting else "1.0")
+    plain = load_settings(log_url="memory://", store_url="memory://", cache_dir=tmp_path)
+    [skipped] = by_check(examine(plain), "models")
+    assert (skipped.level, "torch is not installed" in skipped.message) == ("warn", True)
+    LiteEncoder(plain)
+    findings = examine(plain.model_copy(update={"networks_dir": tmp_path / "models", "cache_dir": tmp_path / "other"}))
+    assert [finding.level for finding in by_check(findings, "models")] == ["ok"]
+    assert not [finding for finding in by_check(findings, "versions") if finding.level != "ok"]
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_vectors_topic_that_forgets_is_a_failure(
