@@ -105,6 +105,11 @@ def decision(kind: type[kafka_errors.KafkaError]) -> type[HeadwaterError] | None
     return None
 
 
+def is_settings(error: BaseException) -> bool:
+    """Whether trying again cannot help: one of Kafka's errors that is for us to fix."""
+    return isinstance(error, kafka_errors.KafkaError) and decision(type(error)) is SettingsError
+
+
 def kafka_error(error: BaseException, what: str) -> HeadwaterError:
     """Our error for one raised by kafka-python or by a socket under it.
 

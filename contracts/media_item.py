@@ -27,6 +27,15 @@ from contracts.payload_ref import PayloadRef
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
 TEXT_TYPE = "text/plain"
+TYPE_ALIASES = {
+    "image/jpg": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/x-png": "image/png",
+    "image/x-ms-bmp": "image/bmp",
+    "application/octet-stream": "",
+    "binary/octet-stream": "",
+}
+"""What uploaders call the types that we index, without being registered; and what says nothing, so that the first bytes tell."""
 _MAGIC = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -114,10 +123,11 @@ def fill_item(item: MediaItem, parts: Sequence[MediaPart], limits: RecordLimits)
     if not parts:
         raise RecordError("empty", "there are no media bytes and no caption; a delete has a null value")
     for part in parts:
-        part.content_type = part.content_type or picture_type(part.data)
+        declared = part.content_type
+        part.content_type = TYPE_ALIASES.get(declared, declared) or picture_type(part.data)
         awaited = part.ref is not None and not part.content_type
         if not awaited and part.content_type not in (*PICTURE_TYPES, TEXT_TYPE):
-            shown = part.content_type[:80]
+            shown = declared[:80]
             raise RecordError("unsupported_content_type", f"content-type {shown!r} is not indexed; see docs/formats/media_record.md")
     pictures = [part for part in parts if part.content_type in PICTURE_TYPES]
     if len(pictures) > 1:

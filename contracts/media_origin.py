@@ -25,6 +25,8 @@ from contracts.media_record import id_outside_value, read_media_records
 
 ORIGIN_HEADER, ITEMS_HEADER, TIMESTAMP_HEADER = "hw_origin", "hw_items", "hw_timestamp_ms"
 REPLAY_HEADERS = (ORIGIN_HEADER, ITEMS_HEADER, TIMESTAMP_HEADER)
+REPLAY_HEADERS_BYTES = 1024
+"""What our media topics take above ``max_record_bytes``, so that a record of that size can be replayed; more only with hundreds of runs of items."""
 _PLACE = re.compile(rb"([0-9]{1,10})/([0-9]{1,19})")
 _RUN = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 _MILLISECONDS = re.compile(rb"[0-9]{1,18}")

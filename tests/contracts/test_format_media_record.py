@@ -47,6 +47,44 @@ def headers(**values: str | bytes) -> Headers:
     )
 
 
+@pytest.mark.parametrize(
+    ("declared", "data", "kind"),
+    [
+        ("image/jpg", JPEG, "image/jpeg"),
+        ("Image/PJPEG; q=1", JPEG, "image/jpeg"),
+        ("image/x-png", b"\x89PNG\r\n\x1a\n", "image/png"),
+        ("image/x-ms-bmp", b"BM..", "image/bmp"),
+        ("application/octet-stream", b"GIF89a", "image/gif"),
+        ("binary/octet-stream", JPEG, "image/jpeg"),
+    ],
+)
+def test_what_uploaders_call_pictures_is_a_picture_in_every_form(declared: str, data: bytes, kind: str) -> None:
+    coded = base64.b64encode(data).decode()
+    event = {"specversion": "1.0", "id": "e", "source": "s", "type": "t", "datacontenttype": declared, "data_base64": coded}
+    parts = {"parts": [{"content_type": declared, "data_base64": coded}]}
+    forms = [
+        record(data, headers=headers(content_type=declared)),
+        record(data, headers=headers(content_type=declared, ce_specversion="1.0", ce_id="e")),
+        record(json.dumps(event).encode(), headers=headers(content_type="application/cloudevents+json")),
+        record(json.dumps(parts).encode(), headers=headers(content_type="application/vnd.headwater.record+json")),
+    ]
+    for one in forms:
+        found = item(one)
+        assert (found.media_type, found.picture, found.media_sha256) == (kind, data, hashlib.sha256(data).digest())
+
+
+def test_octet_stream_without_a_picture_in_it_is_told_as_it_was_declared() -> None:
+    found = read(record(b"%PDF-1.7", headers=headers(content_type="application/octet-stream")))
+    assert isinstance(found, RejectedItem) and found.reason == "unsupported_content_type" and "'application/octet-stream'" in found.message
+
+
+def test_a_claim_check_of_octet_stream_is_told_by_its_payload() -> None:
+    digest = hashlib.sha256(JPEG).hexdigest()
+    ref = {"key": f"c/{TYPED.name}-{TYPED.incarnation}/claim/{digest}", "sha256": digest, "size": len(JPEG)}
+    found = item(record(b"", headers=headers(content_type="application/octet-stream", hw_payload_ref=json.dumps(ref))))
+    assert (found.media_type, [part.content_type for part in found.parts]) == (None, [""])
+
+
 def event(**changes: Any) -> LogRecord:
     body = {
         "specversion": "1.0",

@@ -45,6 +45,8 @@ class BadInput:
     verdict: str
     reason: str | None = None
     key: bytes | None = b""  # empty: named after the input
+    kafka_compression: str | None = None  # produced so; Kafka alone compresses a record on its way
+    is_kept: bool = True  # whether the dead letter is the original; False where it can name no more than the place
 
 
 @cache
@@ -132,6 +134,13 @@ def vectors() -> Iterator[BadInput]:
     yield BadInput("zero vector under dot", "dot", ROWS, rows([0.0] * DIMENSION), "row")
     yield BadInput("no Arrow stream", "cosine", ROWS, b"\xff\xff\xff\xff nothing", "reject", "bad_envelope")
     yield BadInput("zstd batch that expands 30,000 times", "cosine", ROWS, expanding_rows(), "reject", "too_large")
+
+
+def kafka_batches() -> Iterator[BadInput]:
+    """Records that are small on the wire: the broker takes 6 KB, and every consumer is asked to make 200 MiB of them."""
+    for kind in ("zstd", "gzip"):
+        name = f"Kafka batch that expands {'30,000' if kind == 'zstd' else '1,000'}x ({kind})"
+        yield BadInput(name, "pictures", TEXT, bytes(200 * 1024 * 1024), "reject", "too_large", kafka_compression=kind, is_kept=False)
 
 
 def claim_checks(put: Callable[[bytes], str], claim_key: Callable[[str], str], max_bytes: int) -> Iterator[BadInput]:
