@@ -35,7 +35,7 @@ MAX_OPEN_JOURNALS = 64
 SHOWN_PER_REASON = 5
 _ROWS_BYTES = MEBIBYTE  # of rows with own vectors that share a record
 _CALLBACK_SECONDS = 5.0
-_INTERRUPTED_SECONDS = 2.0
+_INTERRUPTED_SECONDS = 5.0
 
 
 @dataclass(slots=True)
