@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from contracts import FORMAT_VERSION, canonical_json
 from contracts.attributes import EXTRA, TYPE_PATTERN
+from contracts.codec import AUTO, CODEC_PATTERN, parse_codec
 from contracts.encoder import Metric
 from contracts.errors import CorruptError
 
@@ -80,7 +81,13 @@ class IndexRecord(StoredModel):
     fields: tuple[FieldRecord, ...] = Field(min_length=1, max_length=32)
     vectors_topic: str
     vectors_topic_id: str
-    codec: str = "auto"
+    codec: str = Field(AUTO, pattern=CODEC_PATTERN)
+
+    @model_validator(mode="after")
+    def _codec_fits(self) -> IndexRecord:
+        for field in self.fields:
+            parse_codec(self.codec, field.dimension)
+        return self
 
     def field(self, name: str) -> FieldRecord | None:
         """The field of that name, or None."""

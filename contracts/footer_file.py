@@ -41,6 +41,49 @@ def write_footer_file(kind: str, sections: Mapping[str, bytes | memoryview], met
 
 
 @dataclass(frozen=True, slots=True)
+class Footer:
+    """What a footer says: kind, meta, and the sections' places as (offset, size) in bytes, from the file's start.
+
+    `start` is the footer's own place in the bytes that it was read from.
+    """
+
+    kind: str
+    meta: Mapping[str, Any]
+    places: Mapping[str, tuple[int, int]]
+    start: int
+
+
+def read_footer(data: bytes | memoryview, where: str) -> Footer:
+    """Read the footer at the end of a file's last bytes, of which the rest may be missing.
+
+    Raises
+    ------
+    CorruptError
+        Wrong magic, length, checksum or format, or the footer begins before these bytes.
+    """
+    view = memoryview(data).cast("B")
+    if len(view) < _TAIL.size:
+        raise CorruptError(f"{where}: not a headwater file")
+    length, crc, magic = _TAIL.unpack(view[-_TAIL.size :])
+    start = len(view) - _TAIL.size - length
+    if magic != MAGIC or length > MAX_FOOTER_BYTES or start < 0:
+        raise CorruptError(f"{where}: the file's end is damaged")
+    footer = bytes(view[start : start + length])
+    if zlib.crc32(footer) != crc:
+        raise CorruptError(f"{where}: the footer's checksum does not match")
+    try:
+        body = canonical_json.load(footer)
+        if body["format"] != FORMAT_VERSION:
+            raise CorruptError(f"{where}: format {body['format']!r}", hint="upgrade headwater on this machine", code="unknown_format")
+        places = {name: (place["offset"], place["size_bytes"]) for name, place in body["sections"].items()}
+        if not all(type(number) is int and number >= 0 for place in places.values() for number in place):
+            raise ValueError("a section's place is no number")
+        return Footer(body["kind"], dict(body["meta"]), places, start)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"{where}: the footer cannot be read: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
 class FooterFile:
     """A read file: its kind, meta and sections as views into the given bytes (no copy)."""
 
@@ -60,24 +103,14 @@ class FooterFile:
         view = memoryview(data).cast("B")
         if len(view) < len(MAGIC) + _TAIL.size or bytes(view[: len(MAGIC)]) != MAGIC:
             raise CorruptError(f"{where}: not a headwater file")
-        length, crc, magic = _TAIL.unpack(view[-_TAIL.size :])
-        start = len(view) - _TAIL.size - length
-        if magic != MAGIC or length > MAX_FOOTER_BYTES or start < len(MAGIC):
+        footer = read_footer(view, where)
+        if footer.start < len(MAGIC):
             raise CorruptError(f"{where}: the file's end is damaged")
-        footer = bytes(view[start : start + length])
-        if zlib.crc32(footer) != crc:
-            raise CorruptError(f"{where}: the footer's checksum does not match")
-        try:
-            body = canonical_json.load(footer)
-            if body["format"] != FORMAT_VERSION:
-                raise CorruptError(f"{where}: format {body['format']!r}", hint="upgrade headwater on this machine", code="unknown_format")
-            sections = {name: _section(view, start, place) for name, place in body["sections"].items()}
-            found = cls(body["kind"], dict(body["meta"]), sections)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptError(f"{where}: the footer cannot be read: {error}") from None
-        if kind is not None and found.kind != kind:
-            raise CorruptError(f"{where}: holds {found.kind}, not {kind}")
-        return found
+        if kind is not None and footer.kind != kind:
+            raise CorruptError(f"{where}: holds {footer.kind}, not {kind}")
+        if any(start + size > footer.start for start, size in footer.places.values()):
+            raise CorruptError(f"{where}: a section lies outside the file")
+        return cls(footer.kind, footer.meta, {name: view[start : start + size] for name, (start, size) in footer.places.items()})
 
     def section(self, name: str, where: str) -> memoryview:
         """The bytes of one section; CorruptError when there is none."""
@@ -85,13 +118,6 @@ class FooterFile:
             return self.sections[name]
         except KeyError:
             raise CorruptError(f"{where}: section {name} is missing") from None
-
-
-def _section(view: memoryview, limit: int, place: Mapping[str, int]) -> memoryview:
-    start, size = place["offset"], place["size_bytes"]
-    if start < 0 or size < 0 or start + size > limit:
-        raise ValueError("a section lies outside the file")
-    return view[start : start + size]
 
 
 def chunk_hashes(data: bytes | memoryview) -> str:

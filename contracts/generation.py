@@ -1,12 +1,14 @@
 """The generation object: the trained quantizers of one field (docs/formats/generation.md).
 
-Created once by put-if-absent; whoever loses the race loads the winner's. Codes of two generations are not comparable.
+Created once by put-if-absent; whoever loses the race loads the winner's. Codes of two generations are not comparable. No manifest names the object
+with its hash, since any builder of the index may have made it; so the footer, which has a checksum, holds the sha256 of each section.
 
 Takes: centroids and a codec's own bytes. Gives: one object. Owns: its meta. Never: is changed; retraining makes the next number.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +41,7 @@ class Generation:
 def encode_generation(generation: Generation) -> bytes:
     """Bytes of a generation object."""
     nlist, dimension = generation.centroids.shape
+    sections: dict[str, bytes | memoryview] = {"centroids": generation.centroids.astype("<f4").tobytes(), "quantizer": generation.quantizer}
     meta = {
         "field": generation.field_name,
         "generation": generation.number,
@@ -49,16 +52,19 @@ def encode_generation(generation: Generation) -> bytes:
         "dimension": dimension,
         "trained_rows": generation.trained_rows,
         "statistics": dict(generation.statistics),
+        "sections_sha256": {name: hashlib.sha256(section).hexdigest() for name, section in sections.items()},
     }
-    sections: dict[str, bytes | memoryview] = {"centroids": generation.centroids.astype("<f4").tobytes(), "quantizer": generation.quantizer}
     return write_footer_file("generation", sections, meta)
 
 
 def decode_generation(data: bytes | memoryview, where: str) -> Generation:
-    """Read a generation object; CorruptError where sections and meta disagree."""
+    """Read a generation object; CorruptError where a section's hash differs, or sections and meta disagree."""
     file = FooterFile.read(data, where, "generation")
     meta = file.meta
     try:
+        for name in ("centroids", "quantizer"):
+            if hashlib.sha256(file.section(name, where)).hexdigest() != meta["sections_sha256"][name]:
+                raise CorruptError(f"{where}: section {name} differs from its sha256", hint="restore the object from a backup")
         centroids = np.frombuffer(file.section("centroids", where), dtype="<f4").reshape(meta["nlist"], meta["dimension"])
         return Generation(
             meta["field"],

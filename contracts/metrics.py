@@ -7,6 +7,7 @@ Never: makes a metric at import, or labels by anything unbounded (ids, keys).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -41,21 +42,28 @@ class Metrics:
         self.query = self._histogram("query_seconds", "time of one query by step", "collection", "stage")
         self.queries = self._counter("query", "queries by how they ended", "collection", "outcome")
         self.dead_letters = self._counter("dead_letters", "dead letters written, once for each reason in them", "collection", "reason")
+        self.generation = self._gauge("generation", "generation that new segments are coded in; 0 while they are flat", "collection", "field")
+        self.quantization_error_ratio = self._gauge(
+            "quantization_error_ratio", "quantization error of the newest segment over that at training", "collection", "field"
+        )
+        self.list_imbalance = self._gauge("list_imbalance", "imbalance of the newest segment's inverted lists; 1 is even", "collection", "field")
         self.store_requests = self._counter("store_requests", "requests to the object store", "op", "outcome")
         self.tail_rows = self._gauge("tail_rows", "searchable rows that are in no loaded segment", "collection")
         self.index_bytes = self._gauge("index_bytes", "bytes of the index in memory by tier", "collection", "tier")
-        self.generation = self._gauge("generation", "generation that a field's vectors are coded with; 0 is none", "collection", "field")
         self.recall = self._gauge("recall_estimate", "share of the true nearest vectors that a search finds, 0 to 1", "collection", "field")
-        self.quantization_error = self._gauge(
-            "quantization_error_ratio", "quantization error of the newest rows over that of the rows trained on", "collection", "field"
-        )
-        self.list_imbalance = self._gauge("list_imbalance", "how unevenly rows fall into lists; 1 is even", "collection", "field")
 
     def set_lag(self, collection: str, stage: str, records: Mapping[int, int], seconds: float) -> None:
         """Set both lags of a stage: records by partition, and the age of the oldest record that is not done."""
         for partition, count in records.items():
             self.lag_records.labels(collection, stage, str(partition)).set(count)
         self.lag_seconds.labels(collection, stage).set(seconds)
+
+    def set_coding(self, collection: str, field: str, generation: int, statistics: Mapping[str, Any]) -> None:
+        """Tell how well the newest coded segment of a field fits its generation (`statistics` of its part; empty without vectors)."""
+        self.generation.labels(collection, field).set(generation)
+        if statistics:
+            self.quantization_error_ratio.labels(collection, field).set(statistics["quantization_error_ratio"])
+            self.list_imbalance.labels(collection, field).set(statistics["imbalance"])
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"headwater_{name}", text, labels, registry=self.registry)

@@ -191,9 +191,14 @@ class IndexKeys:
         """Prefix of the index."""
         return f"{self.collection.prefix}i/{self.index}/"
 
+    @property
+    def generations_prefix(self) -> str:
+        """Prefix of the generations of all fields."""
+        return f"{self.prefix}generation/"
+
     def generation(self, generation: int, field: str) -> str:
         """Key of the quantizers of one field in one generation."""
-        return _made("generation", f"{self.prefix}generation/{generation:010d}/{validate_name(field, 'field')}")
+        return _made("generation", f"{self.generations_prefix}{generation:010d}/{validate_name(field, 'field')}")
 
     def partition(self, partition: int) -> PartitionKeys:
         """Keys of one partition of the index."""

@@ -3,7 +3,8 @@
     rows            Arrow rows with lineage and payload, and their sorted id hashes
     field.<name>    vectors of one field: flat below the training size (layout ``flat``), inverted lists of a generation above (``ivf``)
 
-Takes: Arrow rows, vector matrices. Gives: part bytes, and parts read back without copying. Owns: both layouts.
+Takes: Arrow rows, vector matrices, coded vectors. Gives: part bytes, and parts read back without copying. Owns: both layouts, but not the bytes in
+the section `lists`, which `vectors.inverted_lists` writes and reads.
 Never: holds a verdict or a delete (the ledger and the delete delta do); a segment's bytes never change.
 """
 
@@ -61,6 +62,25 @@ class FieldPart:
     matrix: NDArray[Any]
     rows: NDArray[np.uint32]
     meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CodedPart:
+    """Vectors of one field of a segment in the codes of a generation (layout ``ivf``), to be written or read.
+
+    `lists` holds the inverted lists, whose ids are segment rows; `refine` has shape (m, refine_bytes), dtype uint8, and `rows` shape (m,), dtype
+    uint32, ascending: the segment row of each refine code. `lists` is the section as it lies in the object: `vectors.inverted_lists` checks it.
+    """
+
+    generation: int
+    codec: str
+    nlist: int
+    code_bytes: int
+    lists: bytes | memoryview
+    refine: NDArray[np.uint8]
+    rows: NDArray[np.uint32]
+    segment_rows: int
+    statistics: Mapping[str, Any]
 
 
 def write_rows_part(rows: pa.RecordBatch, meta: Mapping[str, Any]) -> bytes:
@@ -125,48 +145,82 @@ def write_field_part(field: FieldRecord, matrix: NDArray[Any], present: NDArray[
     """
     if matrix.ndim != 2 or matrix.shape[1] != field.dimension or len(matrix) != len(present):
         raise ValueError(f"field {field.name}: matrix {matrix.shape}, present {present.shape}, dimension {field.dimension}")
-    meta = {
-        "field": field.name,
-        "space_id": field.space_id,
-        "metric": field.metric,
-        "dtype": field.dtype,
-        "dimension": field.dimension,
-        "rows": len(matrix),
-        "vectors": int(present.sum()),
-        "layout": "flat",
-        "generation": None,
-        "statistics": {},
-    }
     kept = matrix if present.all() else matrix[present]
     sections: dict[str, bytes | memoryview] = {
         "vectors": np.ascontiguousarray(kept.astype(np.dtype(field.dtype).newbyteorder("<"), copy=False)).tobytes()
     }
-    if not present.all():
-        sections["rows"] = np.flatnonzero(present).astype("<u4").tobytes()
-    return write_footer_file("field", sections, meta)
+    meta = _meta(field, len(matrix), int(present.sum())) | {"layout": "flat", "generation": None, "statistics": {}}
+    return write_footer_file("field", _with_rows(sections, np.flatnonzero(present), len(matrix)), meta)
 
 
-def read_field_part(data: bytes | memoryview, field: FieldRecord, where: str) -> FieldPart:
-    """Read a flat field part whose bytes were checked against the manifest.
+def write_coded_part(field: FieldRecord, part: CodedPart) -> bytes:
+    """Bytes of a field part in the codes of a generation."""
+    if not len(part.refine) == len(part.rows) <= part.segment_rows:
+        raise ValueError(f"field {field.name}: {len(part.refine)} refine codes, {len(part.rows)} rows of {part.segment_rows}")
+    sections: dict[str, bytes | memoryview] = {"lists": part.lists, "refine": part.refine.tobytes()}
+    meta = _meta(field, part.segment_rows, len(part.rows)) | {
+        "layout": "ivf",
+        "generation": part.generation,
+        "codec": part.codec,
+        "nlist": part.nlist,
+        "code_bytes": part.code_bytes,
+        "refine_bytes": part.refine.shape[1],
+        "statistics": dict(part.statistics),
+    }
+    return write_footer_file("field", _with_rows(sections, part.rows, part.segment_rows), meta)
+
+
+def _meta(field: FieldRecord, rows: int, vectors: int) -> dict[str, Any]:
+    return {**_field_meta(field), "rows": rows, "vectors": vectors}
+
+
+def _field_meta(field: FieldRecord) -> dict[str, Any]:
+    return {"field": field.name, "space_id": field.space_id, "metric": field.metric, "dtype": field.dtype, "dimension": field.dimension}
+
+
+def _with_rows(sections: dict[str, bytes | memoryview], rows: NDArray[np.integer[Any]], segment_rows: int) -> dict[str, bytes | memoryview]:
+    """Sections with the one that names the rows, where some rows have no vector."""
+    return sections if len(rows) == segment_rows else {**sections, "rows": rows.astype("<u4").tobytes()}
+
+
+def read_field_part(data: bytes | memoryview, field: FieldRecord, where: str) -> FieldPart | CodedPart:
+    """Read a field part, flat or coded, whose bytes were checked against the manifest.
 
     Raises
     ------
     CorruptError
-        Another space, dimension, dtype or layout than the index's field, or sizes that disagree.
+        Another space, dimension or dtype than the index's field, a layout that is not known, or sizes that disagree.
     """
     file = FooterFile.read(data, where, "field")
     meta = file.meta
-    expected = {"field": field.name, "space_id": field.space_id, "metric": field.metric, "dtype": field.dtype, "dimension": field.dimension}
-    for name, value in expected.items():
+    for name, value in _field_meta(field).items():
         if meta.get(name) != value:
             raise CorruptError(f"{where}: {name} is {meta.get(name)!r}, the index's field {field.name} says {value!r}")
-    if meta.get("layout") != "flat":
+    if meta.get("layout") not in ("flat", "ivf"):
         raise CorruptError(f"{where}: layout {meta.get('layout')!r} is not known", hint="upgrade headwater on this machine", code="unknown_format")
     try:
-        matrix = np.frombuffer(file.section("vectors", where), dtype=np.dtype(field.dtype).newbyteorder("<")).reshape(-1, field.dimension)
+        if type(meta["rows"]) is not int or meta["rows"] < 0:
+            raise ValueError("its number of rows is no number")
         rows = np.frombuffer(file.sections["rows"], dtype="<u4") if "rows" in file.sections else np.arange(meta["rows"], dtype=np.uint32)
+        part = _flat(file, field, rows, where) if meta["layout"] == "flat" else _coded(file, rows, where)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{where}: the vectors cannot be read: {error}") from None
-    if not len(matrix) == len(rows) == meta.get("vectors") or (len(rows) and int(rows.max()) >= meta.get("rows", 0)):
-        raise CorruptError(f"{where}: {len(matrix)} vectors for {len(rows)} rows, meta says {meta.get('vectors')} of {meta.get('rows')}")
-    return FieldPart(matrix, rows, meta)
+    vectors = len(part.matrix) if isinstance(part, FieldPart) else len(part.refine)
+    if not vectors == len(rows) == meta.get("vectors") or (len(rows) and (int(rows[-1]) >= meta["rows"] or (rows[1:] <= rows[:-1]).any())):
+        raise CorruptError(f"{where}: {vectors} vectors for {len(rows)} rows, meta says {meta.get('vectors')} of {meta.get('rows')}")
+    return part
+
+
+def _flat(file: FooterFile, field: FieldRecord, rows: NDArray[np.uint32], where: str) -> FieldPart:
+    matrix = np.frombuffer(file.section("vectors", where), dtype=np.dtype(field.dtype).newbyteorder("<")).reshape(-1, field.dimension)
+    return FieldPart(matrix, rows, file.meta)
+
+
+def _coded(file: FooterFile, rows: NDArray[np.uint32], where: str) -> CodedPart:
+    names = ("generation", "nlist", "code_bytes", "refine_bytes", "rows")
+    generation, nlist, code_bytes, refine_bytes, segment_rows = (file.meta[name] for name in names)
+    if not all(type(number) is int and number > 0 for number in (nlist, code_bytes, refine_bytes)) or type(generation) is not int or generation < 0:
+        raise ValueError("its generation and sizes are not whole numbers")
+    refine = np.frombuffer(file.section("refine", where), dtype=np.uint8).reshape(-1, refine_bytes)
+    lists = file.section("lists", where)
+    return CodedPart(generation, str(file.meta["codec"]), nlist, code_bytes, lists, refine, rows, segment_rows, dict(file.meta["statistics"]))

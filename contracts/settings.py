@@ -103,6 +103,13 @@ class Settings(BaseSettings):
     seal_bytes: int = Field(256 * MEBIBYTE, ge=1, description="a growing segment is sealed at this many bytes")
     seal_seconds: float = Field(60.0, gt=0, description="a growing segment is sealed at this age")
 
+    train_rows: int = Field(
+        65_536, ge=300, description="vectors of a field in one partition's segments at which its index is trained, and on how many; flat until then"
+    )
+    train_threads: int = Field(
+        0, ge=0, description="threads of training and of re-encoding, both in the background; 0 is half of the cores, at least one"
+    )
+
     # ---- archiver ---------------------------------------------------------------------------------------------
     archive_bytes: int = Field(64 * MEBIBYTE, ge=1, description="a tar of the archive is closed before it grows beyond this many bytes")
     archive_seconds: float = Field(3600.0, gt=0, description="a tar is closed at this age; until then its records are in the media topic only")

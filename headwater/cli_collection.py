@@ -48,6 +48,10 @@ def create(
     on_reject: Annotated[str, typer.Option(help="What a rejected update does to the id's older row: keep or remove.")] = "keep",
     on_partial: Annotated[str, typer.Option(help="What becomes of an item of which one part is bad: keep the rest, or reject.")] = "keep",
     notifications: Annotated[bool, typer.Option(help="The source topic carries bucket notifications of S3 or MinIO.")] = False,
+    codec: Annotated[
+        str,
+        typer.Option(help="How vectors are stored: auto, flat, or ivf_pq<M>x8+sq8 (or +float16) with codes of M bytes; flat until it is trained."),
+    ] = "auto",
     archive: Annotated[str, typer.Option(help="on, or off to archive the records without their media, where those live elsewhere.")] = "on",
     as_json: AsJson = False,
 ) -> None:
@@ -67,6 +71,7 @@ def create(
         on_partial=on_partial,
         notifications=notifications,
         archive=archive,
+        codec=codec,
     )
     with open_engines(settings) as engines:
         record = create_collection(engines, request)
@@ -145,7 +150,7 @@ def describe(name: Annotated[str, typer.Argument(help="Which collection.")], as_
     console.print(f"{record.name}  incarnation {record.incarnation}, created {record.created_at}", soft_wrap=True)
     console.print(
         f"media topic {record.source_topic} ({'own' if record.owns_source_topic else 'existing'}), start {record.start}, ids from {record.id_from}, "
-        f"partitioner {record.partitioner}, on reject {record.on_reject}, on partial {record.on_partial}"
+        f"partitioner {record.partitioner}, on reject {record.on_reject}, on partial {record.on_partial}, codec {index.codec}"
         + (", bucket notifications" if record.notifications else ""),
         soft_wrap=True,
     )
@@ -196,6 +201,7 @@ def partition_rows(engines: Engines, record: CollectionRecord) -> list[dict[str,
                 "segments": 0 if read is None else len(read.manifest.segments),
                 "rows": 0 if read is None else read.manifest.rows,
                 "manifest": 0 if read is None else read.manifest.version,
+                "generation": {} if read is None else read.manifest.generation,
             }
         )
     return rows

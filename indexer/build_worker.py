@@ -1,6 +1,7 @@
 """The build worker of one index: follows its share of the vectors topic and commits what grows.
 
     assign -> claim and seek -> poll -> feed -> seal and commit -> announce
+    beside it: train, re-encode flat segments (`indexer.coding`)
 
 Takes: partitions from the consumer group, positions from manifests. Gives: commit notices. Owns: one `PartitionBuilder` per partition.
 Never: claims a partition again after it was fenced, until the group assigns it again.
@@ -20,6 +21,8 @@ from contracts.head_lag import HeadLag
 from contracts.log import CommittedOffset, GroupReader, LogProducer
 from contracts.manifest import Manifest
 from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
+from indexer.coding import IndexCoding
+from indexer.index_codecs import IndexCodecs
 from indexer.partition_builder import PartitionBuilder
 from indexer.partition_source import PartitionSource
 from indexer.ulids import UlidSource
@@ -46,6 +49,8 @@ class BuildWorker:
         self.writer = f"builder-{ULID()}"
         self.ulids = UlidSource()
         self.builders: dict[int, PartitionBuilder] = {}
+        self.codecs = IndexCodecs(engines.store, collection, index)
+        self.coding = IndexCoding(engines, collection, self.codecs, self.ulids)
         self._starts: dict[int, float] = {}
         self._retry_commit: dict[int, float] = {}
         self._metrics_due = 0.0
@@ -63,6 +68,7 @@ class BuildWorker:
             while not stop.is_set():
                 self._turn(reader, stop)
         finally:
+            self.coding.close()
             for closable in (*opened, self._producer):
                 try:
                     closable.close()
@@ -81,6 +87,7 @@ class BuildWorker:
                     self._guard(record.partition, lambda b=builder, r=record: b.feed(r))
             for partition in list(self.builders):
                 self._commit_if_due(partition, reader)
+            self._commit_coded()
             self._report()
         except UnavailableError as error:
             logger.warning("the log or store does not answer, trying again: %s", error)
@@ -111,7 +118,7 @@ class BuildWorker:
         now = self.engines.clock.monotonic_seconds()
         for partition in [p for p, due in self._starts.items() if due <= now]:
             del self._starts[partition]
-            builder = PartitionBuilder(PartitionSource(self.engines, self.collection, self.index, partition), self.writer, self.ulids)
+            builder = PartitionBuilder(PartitionSource(self.engines, self.collection, self.index, partition), self.writer, self.ulids, self.codecs)
             try:
                 reader.seek(partition, builder.start())
                 self.builders[partition] = builder
@@ -152,6 +159,26 @@ class BuildWorker:
         except (UnavailableError, SnapshotError) as error:
             logger.warning("the commit of partition %d is not settled, trying again: %s", partition, error)
             self._retry_commit[partition] = now + RETRY_SECONDS
+
+    def _commit_coded(self) -> None:
+        """Commit a flat part that was re-encoded in the background, if there is one, between two seals."""
+        part = self.coding.turn(self.builders)
+        if part is None:
+            return
+        builder = self.builders[part.partition]
+
+        def commit() -> None:
+            read = builder.replace_part(part)
+            if read is None:
+                self.coding.upload_again(part, builder)
+            else:
+                self._announce(read.manifest)
+
+        try:
+            self._guard(part.partition, commit)
+        except (UnavailableError, SnapshotError) as error:
+            logger.warning("a re-encoded part of partition %d is not committed, trying again: %s", part.partition, error)
+            self.coding.retry_later()
 
     def _announce(self, manifest: Manifest) -> None:
         """Tell query nodes; a lost notice costs them one poll interval, nothing else."""

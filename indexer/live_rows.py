@@ -23,9 +23,11 @@ from contracts.deletes import DeleteDelta, Tombstone, decode_delete_delta
 from contracts.item import IdIndex, VersionOrder, id_hashes, version_order
 from contracts.manifest import Manifest, ObjectEntry, SegmentEntry
 from contracts.media_patch import BaseRow
-from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, RowsPart, read_field_part, read_rows_part, rows_schema
+from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, FieldPart, RowsPart, read_field_part, read_rows_part, rows_schema
 from contracts.store import ObjectStore
 from contracts.vectors_batch import conform
+from indexer.field_parts import check_quantizer, vectors_of
+from indexer.index_codecs import IndexCodecs
 
 TOMBSTONE_SECONDS = 31 * 86400
 PARTS_BYTES = 128 * 1024 * 1024
@@ -42,10 +44,12 @@ class LiveRows:
     ----------
     store : ObjectStore
         Where parts and deltas are read from, once each.
+    codecs : IndexCodecs, optional
+        The index's quantizers, for patches of coded rows; opened when they are needed where none are given.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
-        self.store = store
+    def __init__(self, store: ObjectStore, codecs: IndexCodecs | None = None) -> None:
+        self.store, self._codecs = store, codecs
         self._segments: dict[str, SegmentEntry] = {}
         self._ids: dict[str, IdIndex] = {}
         self._deltas: dict[str, DeleteDelta] = {}
@@ -126,6 +130,8 @@ class LiveRows:
     def bases(self, ids: Sequence[str], collection: CollectionRecord, index: IndexRecord) -> list[BaseRow | None]:
         """Live committed row of each id with its vectors, copied out of its segment (asked for patches only).
 
+        A coded row's vector is the one that its refine code stands for (`indexer.field_parts.vectors_of`).
+
         Raises
         ------
         SnapshotError
@@ -142,23 +148,23 @@ class LiveRows:
             chosen = found[places]
             batch = self._read(segment).batch.take(pa.array(chosen))
             batch = batch if batch.schema.equals(schema) else conform(batch, schema, segment_id)
-            vectors = {field.name: self._vectors(segment, field, chosen) for field in index.fields}
+            self._codecs = self._codecs or IndexCodecs(self.store, collection, index)
+            vectors = {field.name: self._vectors(segment, field, chosen, self._codecs) for field in index.fields}
             for row, at in enumerate(places):
                 out[at] = BaseRow(batch, row, partial(_vector, vectors, row))
         return out
 
-    def _vectors(self, segment: SegmentEntry, field: FieldRecord, rows: NDArray[np.int64]) -> _Vectors:
+    def _vectors(self, segment: SegmentEntry, field: FieldRecord, rows: NDArray[np.int64], codecs: IndexCodecs) -> _Vectors:
         """Vectors of some rows of a segment, shape (k, d), and which of them have one, shape (k,)."""
         entry = segment.parts.get(FIELD_PART_PREFIX + field.name)
         if entry is None:
             return np.zeros((len(rows), field.dimension), field.dtype), np.zeros(len(rows), np.bool_)
         part = self._part(entry, lambda data, where: read_field_part(data, field, where))
-        at = np.searchsorted(part.rows, rows)  # vectors are stored in row order
-        present = at < len(part.rows)
-        present[present] = part.rows[at[present]] == rows[present]
-        matrix = np.zeros((len(rows), field.dimension), part.matrix.dtype)
-        matrix[present] = part.matrix[at[present]]
-        return matrix, present
+        if isinstance(part, FieldPart):
+            return vectors_of(part, rows, None, field)
+        quantizer = codecs.quantizer(field, part.generation)
+        check_quantizer(part, quantizer, entry.key)
+        return vectors_of(part, rows, quantizer, field)
 
 
 def _vector(vectors: dict[str, _Vectors], row: int, field: str) -> NDArray[Any] | None:

@@ -3,7 +3,8 @@
     accept (chain rule) -> grow -> seal -> upload parts -> commit the manifest -> announce
 
 Takes: records of the vectors topic from the manifest's checkpoint on. Gives: segments, delete deltas, ledgers, manifests.
-Owns: one claim, one growing segment. Never: cuts inside a batch; commits what does not begin exactly at the checkpoint.
+Owns: one claim, one growing segment, the exchange of a flat
+part for a coded one. Never: cuts inside a batch; commits what does not begin exactly at the checkpoint.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from contracts.ledger import encode_ledger
 from contracts.log import LogRecord
 from contracts.manifest import Checkpoint, LedgerEntry, Manifest, ObjectEntry, ReadManifest, SegmentEntry
 from contracts.media_patch import BaseRow
-from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, write_field_part, write_rows_part
+from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, write_rows_part
 from contracts.vectors_batch import RUN_OPS, batch_schema, decode_batch, read_headers
 from indexer.commit import Committer, published_with
+from indexer.field_parts import field_part
+from indexer.index_codecs import IndexCodecs
 from indexer.live_rows import LiveRows
 from indexer.partition_source import PartitionSource
+from indexer.recode import RecodedPart
 from indexer.seal import SealedSegment, seal
 from indexer.seal_policy import should_seal
 from indexer.ulids import UlidSource
+from vectors.quantizer import Quantizer
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +66,7 @@ class PendingCommit:
     entry: SegmentEntry | None
     ledger: LedgerEntry
     newest_ulid: str
+    generation: Mapping[str, int]
 
 
 class PartitionBuilder:
@@ -74,14 +80,18 @@ class PartitionBuilder:
         Name of this writer, unique per process.
     ulids : UlidSource
         Mints ids in publish order.
+    codecs : IndexCodecs, optional
+        The index's quantizers, shared by the builders of one process.
     """
 
-    def __init__(self, source: PartitionSource, writer: str, ulids: UlidSource) -> None:
+    def __init__(self, source: PartitionSource, writer: str, ulids: UlidSource, codecs: IndexCodecs | None = None) -> None:
         self.source, self.engines, self.ulids = source, source.engines, ulids
         self.collection, self.index = source.collection, source.index
         self.schema = batch_schema(self.index, self.collection.attributes)
         self.committer = Committer(source.chain, "builder", writer, self.engines.clock, self._count_conflict)
-        self.live = LiveRows(self.engines.store)
+        self.codecs = codecs or IndexCodecs(self.engines.store, source.collection, source.index)
+        self.live = LiveRows(self.engines.store, self.codecs)
+        self.coded: set[str] = set()
         self.growing: GrowingSegment | None = None
         self.pending: PendingCommit | None = None
 
@@ -97,6 +107,7 @@ class PartitionBuilder:
         """
         self.source.head()  # identity first: a claim on another cluster's manifest would fence the real builder
         manifest = self.committer.claim().manifest
+        self.codecs.load(manifest)
         self.live.load(manifest)
         self._begin(manifest)
         start_offset = self.engines.log.bounds(self.index.vectors_topic)[self.source.partition].start_offset
@@ -170,23 +181,68 @@ class PartitionBuilder:
         pending = self.pending
         with self.engines.metrics.commit.labels(self.collection.name).time():
             read = self.committer.commit(pending.base, lambda manifest: self._change(manifest, pending), pending.commit_id)
-        self.manifest, self.checkpoint = read.manifest, pending.checkpoint
+        self._take(read.manifest)
+        self.checkpoint = pending.checkpoint
         self.pending = None
         logger.info("committed version %d of partition %d: %d rows", read.manifest.version, self.source.partition, pending.sealed.rows.num_rows)
         return read
+
+    def replace_part(self, part: RecodedPart) -> ReadManifest | None:
+        """Commit a segment's field part in the codes of a generation in place of the flat one; nothing else of the partition changes.
+
+        Returns
+        -------
+        ReadManifest or None
+            None where an object with a newer ULID was published since the part was uploaded: garbage collection may take the part for forgotten, so
+            upload it again.
+
+        Raises
+        ------
+        SnapshotError
+            The segment was compacted away, or its part is another one by now; the newest manifest is loaded.
+        FencedError, UnavailableError
+            As `commit`. After an unknown outcome drop the part: either manifest is a good one.
+        """
+        name = FIELD_PART_PREFIX + part.field.name
+        if self.manifest.published.get(self.committer.writer, "") > part.ulid:
+            return None
+
+        def change(manifest: Manifest) -> Mapping[str, Any]:
+            found = next((segment for segment in manifest.segments if segment.segment_id == part.segment_id), None)
+            if found is None or found.parts.get(name) != part.replaced:
+                self._take(manifest)
+                raise SnapshotError(f"segment {part.segment_id}: its part {name} is another one by now", hint="take the newest manifest")
+            replaced = found.model_copy(update={"parts": {**found.parts, name: part.entry}})
+            return {
+                "segments": tuple(replaced if segment is found else segment for segment in manifest.segments),
+                "generation": {part.field.name: part.generation, **manifest.generation},
+                "published": published_with(manifest.published, self.committer.writer, part.ulid),
+            }
+
+        read = self.committer.commit(self.checkpoint, change, self.ulids.mint())
+        self.coded.add(part.entry.key)
+        self._take(read.manifest)
+        logger.info("version %d of partition %d: %s of a segment is coded", read.manifest.version, self.source.partition, name)
+        return read
+
+    def _take(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.coded &= {entry.key for segment in manifest.segments for entry in segment.parts.values()}
 
     def _seal(self, growing: GrowingSegment) -> PendingCommit:
         sealed = self._decide(growing)
         checkpoint = Checkpoint(vectors_offset=self.vectors_offset, media_offset=self.chain.expected)
         segment_id = self.ulids.mint()
-        entry = self._upload_segment(segment_id, sealed, checkpoint) if sealed.rows.num_rows else None
+        chosen = {record.name: quantizer for record in self.index.fields if (quantizer := self.codecs.chosen(record, self.manifest))}
+        entry = self._upload_segment(segment_id, sealed, checkpoint, chosen) if sealed.rows.num_rows else None
         ledger_ulid = self.ulids.mint()
         ledger = LedgerEntry(
             object=self._upload(ledger_ulid, "ledger", encode_ledger(sealed.ledger)),
             start_offset=self.checkpoint.media_offset,
             next_offset=checkpoint.media_offset,
         )
-        return PendingCommit(self.ulids.mint(), sealed, self.checkpoint, checkpoint, entry, ledger, ledger_ulid)
+        generation = {name: quantizer.number for name, quantizer in chosen.items()}
+        return PendingCommit(self.ulids.mint(), sealed, self.checkpoint, checkpoint, entry, ledger, ledger_ulid, generation)
 
     def _decide(self, growing: GrowingSegment) -> SealedSegment:
         try:
@@ -205,7 +261,7 @@ class PartitionBuilder:
 
         return seal(growing.batches, self.collection, self.index, prior, bases)
 
-    def _upload_segment(self, segment_id: str, sealed: SealedSegment, checkpoint: Checkpoint) -> SegmentEntry:
+    def _upload_segment(self, segment_id: str, sealed: SealedSegment, checkpoint: Checkpoint, quantizers: Mapping[str, Quantizer]) -> SegmentEntry:
         times = pc.min_max(sealed.rows.column("event_time").cast(pa.int64())).as_py()
         span = {"start_offset": self.checkpoint.media_offset, "next_offset": checkpoint.media_offset}
         meta = {**span, "partition": self.source.partition, "schema_version": self.collection.schema_version}
@@ -214,7 +270,12 @@ class PartitionBuilder:
         parts = {ROWS_PART: self._upload(segment_id, ROWS_PART, rows_part)}
         for record in self.index.fields:
             name = FIELD_PART_PREFIX + record.name
-            parts[name] = self._upload(segment_id, name, write_field_part(record, *sealed.vectors[record.name]))
+            quantizer = quantizers.get(record.name)
+            data, statistics = field_part(record, *sealed.vectors[record.name], quantizer)
+            parts[name] = self._upload(segment_id, name, data)
+            if quantizer is not None:
+                self.coded.add(parts[name].key)
+                self.engines.metrics.set_coding(self.collection.name, record.name, quantizer.number, statistics)
         return SegmentEntry(
             segment_id=segment_id,
             rows=sealed.rows.num_rows,
@@ -246,6 +307,7 @@ class PartitionBuilder:
             "ledger": (*manifest.ledger, pending.ledger),
             "checkpoint": pending.checkpoint,
             "schema_version": self.collection.schema_version,
+            "generation": {**pending.generation, **manifest.generation},
             "published": published_with(manifest.published, self.committer.writer, newest),
         }
 

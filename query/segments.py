@@ -13,18 +13,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from backends.catalog.generations import load_generation
 from backends.catalog.objects import download
-from contracts.collection import IndexRecord
+from contracts.collection import FieldRecord, IndexRecord
 from contracts.deletes import decode_delete_delta
 from contracts.errors import CorruptError
 from contracts.item import IdIndex, VersionOrder
 from contracts.manifest import ObjectEntry, SegmentEntry
-from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, read_field_part, read_rows_part, rows_schema
+from contracts.object_keys import CollectionKeys, parse_key
+from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, CodedPart, read_field_part, read_rows_part, rows_schema
 from contracts.store import ObjectStore
 from contracts.vectors_batch import conform
 from query.filter_index import FilterIndex
 from query.parts import Part, RowColumns, VectorColumn
 from vectors.flat import as_float32
+from vectors.quantizer import Quantizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,23 @@ def load_segment(store: ObjectStore, entry: SegmentEntry, index: IndexRecord, at
             vectors[field.name] = VectorColumn(np.zeros((0, field.dimension), np.float32), np.zeros(0, np.uint32))
             continue
         stored = read_field_part(download(store, part), field, part.key)
-        if stored.meta["rows"] != entry.rows:
-            raise CorruptError(f"{part.key}: vectors of {stored.meta['rows']} rows, the segment has {entry.rows}")
+        segment_rows = stored.segment_rows if isinstance(stored, CodedPart) else stored.meta["rows"]
+        if segment_rows != entry.rows:
+            raise CorruptError(f"{part.key}: vectors of {segment_rows} rows, the segment has {entry.rows}")
         complete = len(stored.rows) == entry.rows
-        vectors[field.name] = VectorColumn(as_float32(stored.matrix), None if complete else stored.rows)
+        matrix = _decoded(store, stored, field, part.key) if isinstance(stored, CodedPart) else as_float32(stored.matrix)
+        vectors[field.name] = VectorColumn(matrix, None if complete else stored.rows)
     return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, FilterIndex(batch, rows.ids))
+
+
+def _decoded(store: ObjectStore, part: CodedPart, field: FieldRecord, key: str) -> NDArray[np.float32]:
+    """Vectors that the refine codes of a part stand for, shape (m, d)."""
+    place = parse_key(key)
+    keys = None if place is None else CollectionKeys(place.fields["name"], place.fields["incarnation"]).index(place.fields["index"])
+    generation = None if keys is None else load_generation(store, keys, field, part.generation)
+    if generation is None:
+        raise CorruptError(f"{key}: generation {part.generation} of field {field.name} is not there", hint="restore the object from a backup")
+    return Quantizer.open(generation, key).decode(part.refine)
 
 
 def _conformed(batch: pa.RecordBatch, attributes: Mapping[str, str], where: str) -> pa.RecordBatch:

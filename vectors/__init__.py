@@ -1,5 +1,5 @@
-"""Search over matrices of vectors; the only home of faiss.
+"""Vectors: exact search, quantizers and their training, inverted lists, recall; the only home of faiss.
 
-Takes: vectors, shape (n, d), and queries. Gives: rows and scores, best first. Owns: how two vectors are compared.
-Never: knows an id, a segment's bytes, a topic or an encoder.
+Takes: vectors, shape (n, d), queries, and the bytes of trained quantizers. Gives: codes, rows and scores, best first.
+Owns: how two vectors are compared, and what a code stands for. Never: knows an id, a segment's frame, a topic or an encoder.
 """

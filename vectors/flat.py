@@ -51,6 +51,10 @@ def higher_is_better(metric: Metric) -> bool:
 
 def as_float32(matrix: NDArray[Any]) -> NDArray[np.float32]:
     """Matrix, shape (n, d), in the form that `search` reads: float32, C order; converted once, when it is loaded."""
+    if matrix.dtype == np.float16 and matrix.size:  # exact like numpy's conversion, and several times as fast
+        half = np.ascontiguousarray(matrix, dtype="<f2").view(np.uint8)
+        wide: NDArray[np.float32] = faiss.ScalarQuantizer(matrix.shape[1], faiss.ScalarQuantizer.QT_fp16).decode(half)
+        return wide
     return np.ascontiguousarray(matrix, dtype=np.float32)
 
 

@@ -17,6 +17,7 @@ from ulid import ULID
 from backends.catalog.collections import CollectionCatalog
 from backends.catalog.manifests import ManifestChain
 from contracts.attributes import parse_time
+from contracts.codec import AUTO, parse_codec
 from contracts.collection import CollectionRecord, FieldRecord, IndexRecord, dead_letter_topic, media_topic, vectors_topic
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, SettingsError
@@ -47,6 +48,7 @@ class CollectionRequest:
     on_partial: str = "keep"
     notifications: bool = False
     archive: str = "on"
+    codec: str = AUTO
 
 
 def create_collection(engines: Engines, request: CollectionRequest) -> CollectionRecord:
@@ -63,6 +65,7 @@ def create_collection(engines: Engines, request: CollectionRequest) -> Collectio
     catalog = CollectionCatalog(engines.store)
     if catalog.find(request.name) is not None:
         raise SettingsError(f"collection {request.name!r} exists", hint="choose another name, or delete it first", code="collection_exists")
+    _check_codec(request)
     if request.notifications:
         _check_notifications(engines, request)
     source = _source_topic(engines, request)
@@ -75,6 +78,14 @@ def create_collection(engines: Engines, request: CollectionRequest) -> Collectio
     for partition, origin in origins.items():
         ensure_origin_manifest(engines, record, record.index(), partition, origin)
     return record
+
+
+def _check_codec(request: CollectionRequest) -> None:
+    for field_record in request.fields:
+        try:
+            parse_codec(request.codec, field_record.dimension)
+        except ValueError as error:
+            raise SettingsError(f"collection {request.name!r}, field {field_record.name}: {error}", code="invalid_collection") from None
 
 
 def _check_notifications(engines: Engines, request: CollectionRequest) -> None:
@@ -112,7 +123,7 @@ def _record(engines: Engines, request: CollectionRequest, source: TopicInfo, vec
     now = datetime.fromtimestamp(engines.clock.now_seconds(), UTC).isoformat(timespec="milliseconds")
     fields = tuple(request.fields)
     try:
-        index = IndexRecord(name=FIRST_INDEX, fields=fields, vectors_topic=vectors.name, vectors_topic_id=vectors.topic_id)
+        index = IndexRecord(name=FIRST_INDEX, fields=fields, vectors_topic=vectors.name, vectors_topic_id=vectors.topic_id, codec=request.codec)
         return CollectionRecord.model_validate(
             {
                 "version": 1,

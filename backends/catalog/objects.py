@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from contracts.errors import CorruptError, SnapshotError, UnavailableError
-from contracts.footer_file import check_bytes
+from contracts.footer_file import CHUNK_BYTES, check_bytes, check_chunks
 from contracts.manifest import ObjectEntry
 from contracts.object_keys import validate_key
 from contracts.store import ObjectStore, PutOutcome
@@ -65,3 +65,35 @@ def download(store: ObjectStore, entry: ObjectEntry) -> bytes:
         raise SnapshotError(f"object {entry.key} is gone", hint="reload the manifest")
     check_bytes(found.data, entry.size_bytes, entry.sha256, entry.key)
     return found.data
+
+
+def download_range(store: ObjectStore, entry: ObjectEntry, start: int, length: int) -> memoryview:
+    """Bytes ``[start, start + length)`` of a manifest's object, after the 1 MiB chunks that cover them were checked.
+
+    An object of one chunk has no digests of its own and is read and checked as a whole.
+
+    Raises
+    ------
+    ValueError
+        The range is empty or does not lie inside the object.
+    SnapshotError
+        The object is gone: it was compacted away; reload the manifest.
+    CorruptError
+        The object is shorter, or a chunk differs from the manifest's digest.
+    """
+    if start < 0 or length < 1 or start + length > entry.size_bytes:
+        raise ValueError(f"object {entry.key}: bytes {start} to {start + length} of {entry.size_bytes}")
+    if not entry.chunks_sha256:
+        return memoryview(download(store, entry))[start : start + length]
+    first = start // CHUNK_BYTES
+    begin = first * CHUNK_BYTES
+    end = min(-(-(start + length) // CHUNK_BYTES) * CHUNK_BYTES, entry.size_bytes)
+    found = store.get_range(entry.key, begin, end - begin)
+    if found is None:
+        raise SnapshotError(f"object {entry.key} is gone", hint="reload the manifest")
+    if len(found) != end - begin:
+        raise CorruptError(
+            f"{entry.key}: {len(found)} bytes from {begin} on, the manifest says {end - begin}", hint="restore the object, or rebuild the index"
+        )
+    check_chunks(found, first, entry.chunks_sha256, entry.key)
+    return memoryview(found)[start - begin : start - begin + length]

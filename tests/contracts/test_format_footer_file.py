@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from contracts import canonical_json
 from contracts.errors import CorruptError
-from contracts.footer_file import ALIGNMENT, CHUNK_BYTES, MAGIC, FooterFile, check_bytes, check_chunks, chunk_hashes, write_footer_file
+from contracts.footer_file import ALIGNMENT, CHUNK_BYTES, MAGIC, FooterFile, check_bytes, check_chunks, chunk_hashes, read_footer, write_footer_file
 
 sections = st.dictionaries(st.from_regex(r"[a-z/.]{1,12}", fullmatch=True), st.binary(max_size=200), max_size=5)
 metas = st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), st.integers() | st.booleans(), max_size=3)
@@ -49,6 +49,17 @@ def test_a_flipped_byte_in_the_frame_is_corrupt_and_in_a_section_is_left_to_the_
         FooterFile.read(bytes(damaged), "here", "rows")
     with pytest.raises(CorruptError):
         check_bytes(bytes(damaged), len(original), hashlib.sha256(original).hexdigest(), "here")
+
+
+@given(sections, metas, st.integers(0, 400))
+def test_the_footer_is_read_from_the_last_bytes_alone_or_is_corrupt(parts: dict[str, bytes], meta: dict[str, int], more: int) -> None:
+    data = write_footer_file("rows", parts, meta)
+    length = 16 + struct.unpack("<I", data[-16:-12])[0]
+    footer = read_footer(data[-min(length + more, len(data)) :], "here")
+    assert (footer.kind, footer.meta) == ("rows", meta)
+    assert {name: data[start : start + size] for name, (start, size) in footer.places.items()} == parts
+    with pytest.raises(CorruptError):
+        read_footer(data[-length + 1 :], "here")
 
 
 @given(st.integers(0, 200))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import CorruptError
-from contracts.footer_file import FooterFile, write_footer_file
+from contracts.footer_file import FooterFile, read_footer, write_footer_file
 from contracts.generation import Generation, decode_generation, encode_generation
 
 
@@ -34,9 +34,19 @@ def changed(sections: dict[str, bytes], meta: dict[str, object], without: str = 
     return write_footer_file("generation", kept, merged)
 
 
+def test_a_byte_that_changed_in_a_section_is_corrupt_though_no_manifest_names_the_hash() -> None:
+    data = encode_generation(sample())
+    for name in ("centroids", "quantizer"):
+        damaged = bytearray(data)
+        damaged[read_footer(data, "here").places[name][0]] ^= 1
+        with pytest.raises(CorruptError, match=f"section {name} differs"):
+            decode_generation(bytes(damaged), "here")
+
+
 @pytest.mark.parametrize("data", [
     changed({"centroids": b"123"}, {}), changed({"centroids": b"\0" * 8}, {}), changed({}, {"nlist": 4}), changed({}, {"dimension": "2"}),
-    changed({}, {}, "codec"), changed({}, {}, "nlist"), changed({}, {}, "quantizer"), write_footer_file("rows", {}, {}), b"x" * 40,
+    changed({}, {}, "codec"), changed({}, {}, "nlist"), changed({}, {}, "quantizer"), changed({}, {}, "sections_sha256"),
+    changed({}, {"sections_sha256": {}}), changed({}, {"sections_sha256": 3}), write_footer_file("rows", {}, {}), b"x" * 40,
 ])  # fmt: skip
 def test_a_generation_whose_parts_disagree_is_corrupt(data: bytes) -> None:
     with pytest.raises(CorruptError):

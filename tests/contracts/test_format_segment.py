@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from contracts.errors import CorruptError
 from contracts.footer_file import FooterFile, write_footer_file
 from contracts.item import IdIndex, id_hash, id_hashes, version_order
-from contracts.segment import read_field_part, read_rows_part, rows_schema, write_field_part, write_rows_part
+from contracts.segment import CodedPart, FieldPart, read_field_part, read_rows_part, rows_schema, write_coded_part, write_field_part, write_rows_part
 from tests.contracts.format_samples import field
 
 ids = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10), unique=True, max_size=30)
@@ -67,6 +67,7 @@ def test_vectors_come_back_with_the_rows_they_belong_to(dtype: str, present: lis
     matrix = np.arange(len(present) * 3, dtype=dtype).reshape(-1, 3)
     mask = np.array(present, bool)
     part = read_field_part(write_field_part(record, matrix, mask), record, "here")
+    assert isinstance(part, FieldPart)
     assert np.array_equal(part.matrix, matrix[mask]) and part.matrix.dtype == np.dtype(dtype)
     assert part.rows.tolist() == np.flatnonzero(mask).tolist()
     assert part.meta["rows"] == len(present) and part.meta["vectors"] == int(mask.sum())
@@ -97,6 +98,46 @@ def test_a_field_part_whose_sizes_disagree_is_corrupt(change) -> None:  # type: 
     data = write_field_part(record, np.ones((2, 3), np.float16), np.ones(2, bool))
     with pytest.raises(CorruptError):
         read_field_part(change(data), record, "here")
+
+
+def coded(rows: list[int], segment_rows: int, lists: bytes = b"lists") -> CodedPart:
+    refine = np.arange(3 * len(rows), dtype=np.uint8).reshape(-1, 3)
+    return CodedPart(4, "ivf_pq1x8+sq8", 7, 1, lists, refine, np.array(rows, np.uint32), segment_rows, {"imbalance": 1.5, "recall": {"1": 0.5}})
+
+
+@given(st.lists(st.booleans(), max_size=12), st.binary(max_size=40))
+def test_coded_vectors_come_back_with_the_rows_they_belong_to(present: list[bool], lists: bytes) -> None:
+    record, one = field("image", 3), coded(np.flatnonzero(np.array(present, bool)).tolist(), len(present), lists)
+    part = read_field_part(write_coded_part(record, one), record, "here")
+    assert isinstance(part, CodedPart) and bytes(part.lists) == lists
+    assert np.array_equal(part.refine, one.refine) and np.array_equal(part.rows, one.rows)
+    for name in ("generation", "codec", "nlist", "code_bytes", "segment_rows", "statistics"):
+        assert getattr(part, name) == getattr(one, name)
+    assert write_coded_part(record, part) == write_coded_part(record, one)
+
+
+def test_a_coded_part_of_another_field_is_refused_and_one_with_more_vectors_than_rows_is_not_written() -> None:
+    data = write_coded_part(field("image", 3), coded([0, 1], 2))
+    for other in (field("text", 3), field("image", 3, "float32"), field("image", 3, metric="dot"), field("image", 4)):
+        with pytest.raises(CorruptError):
+            read_field_part(data, other, "here")
+    with pytest.raises(ValueError):
+        write_coded_part(field("image", 3), coded([0, 1], 1))
+
+
+@pytest.mark.parametrize("change", [
+    lambda d: rewritten(d, {"refine": b"1234567"}), lambda d: rewritten(d, {"refine": b"123"}), lambda d: rewritten(d, {"rows": b"\1\0\0\0"}),
+    lambda d: rewritten(d, {"rows": b"\1\0\0\0\0\0\0\0"}), lambda d: rewritten(d, {"rows": b"\1\0\0\0" * 2}),
+    lambda d: rewritten(d, {"rows": b"\0\0\0\0\3\0\0\0"}), lambda d: rewritten(d, {}, vectors=3), lambda d: rewritten(d, {}, rows=2),
+    lambda d: rewritten(d, {}, rows="3"), lambda d: rewritten(d, {}, refine_bytes=0), lambda d: rewritten(d, {}, refine_bytes=-3),
+    lambda d: rewritten(d, {}, refine_bytes=2), lambda d: rewritten(d, {}, generation=None), lambda d: rewritten(d, {}, generation=-1),
+    lambda d: rewritten(d, {}, nlist=True), lambda d: rewritten(d, {}, code_bytes="1"), lambda d: rewritten(d, {}, statistics=5),
+    lambda d: rewritten(d, {}, layout="flat"), lambda d: rewritten(d, {}, layout="ivf2"),
+])  # fmt: skip
+def test_a_coded_part_whose_sizes_disagree_is_corrupt(change) -> None:  # type: ignore[no-untyped-def]
+    record = field("image", 3)
+    with pytest.raises(CorruptError):
+        read_field_part(change(write_coded_part(record, coded([0, 2], 3))), record, "here")
 
 
 @pytest.mark.parametrize("change", [{"rows": b"no arrow"}, {"id_hashes": b"123"}, {"id_hashes": b"\0" * 16}, {"id_rows": b"12345"}, {"id_rows": b""}])

@@ -27,8 +27,11 @@ from contracts.log import LogRecord
 from contracts.manifest import Checkpoint, Epochs, LedgerEntry, Manifest, ObjectEntry, ReadManifest, ReadVersion, SegmentEntry
 from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_record
 from contracts.payload_ref import PayloadRef, encode_payload_ref
-from contracts.segment import rows_schema, write_field_part, write_rows_part
+from contracts.segment import CodedPart, rows_schema, write_coded_part, write_field_part, write_rows_part
 from contracts.vectors_batch import BatchItem, CommitNotice, batch_headers, batch_schema, build_batch, encode_batch, notice_headers
+from vectors.inverted_lists import build_lists, write_lists
+from vectors.quantizer import Quantizer
+from vectors.quantizer_bytes import QuantizerParts, write_quantizer
 
 INCARNATION = "01JD0PHT0S0000000000000000"
 SEGMENT_ID = "01JD0SEGMENT00000000000000"
@@ -279,6 +282,25 @@ def ledger_block() -> str:
     return fenced("text", "\n".join(str(run) for run in decode_ledger(encode_ledger(runs), "example")))
 
 
+def generation() -> Generation:
+    """A generation of two lists and one byte a vector; its numbers are made up, since trained ones differ between machines."""
+    codebook = np.stack([np.linspace(-0.5, 0.5, 256), np.zeros(256)], axis=1).reshape(1, 256, 2).astype(np.float32)
+    parts = QuantizerParts(codebook, np.array([[-1, -1], [2, 2]], np.float32))
+    centroids = np.array([[1, 0], [0, 1]], np.float32)
+    statistics = {"quantization_error": 0.1, "quantization_error_ratio": 1.0, "imbalance": 1.5, "recall": {"1": 0.8, "2": 0.97}}
+    return Generation("image", 1, IMAGE.space_id, "cosine", "ivf_pq1x8+sq8", centroids, write_quantizer(parts), 10_000, statistics)
+
+
+def coded_part() -> bytes:
+    """A coded part of three rows, the second without a vector."""
+    quantizer = Quantizer.open(generation())
+    encoded = quantizer.encode(np.array([[0.6, 0.8], [1, 0]], np.float16))
+    rows = np.array([0, 2], np.uint32)
+    lists = write_lists(build_lists(2, encoded.list_numbers, encoded.codes, rows.astype(np.int64)))
+    statistics = {"quantization_error_ratio": 0.9, "imbalance": 1.0, "recall": {"1": 0.5, "2": 1.0}, "recall_queries": 2, "refine_factor": 10}
+    return write_coded_part(IMAGE, CodedPart(1, quantizer.codec.name, 2, 1, lists, encoded.refine, rows, 3, statistics))
+
+
 def blocks() -> dict[str, str]:
     """Every generated block of docs/formats, by name."""
     small = write_footer_file("example", {"a": b"hello", "b": b"\1\2\3"}, {"answer": 42})
@@ -286,9 +308,7 @@ def blocks() -> dict[str, str]:
     delta = DeleteDelta({SEGMENT_ID: BitMap([0, 7])}, [Tombstone("cat-3", 102, 0, 1_795_428_000_000_000)])
     field_part = write_field_part(IMAGE, np.array([[0.6, 0.8], [0, 0]], np.float16), np.array([True, False]))
     field_file = FooterFile.read(field_part, "example")
-    generation = Generation(
-        "image", 0, IMAGE.space_id, "cosine", "pq", np.array([[1, 0], [0, 1]], np.float32), b"codec bytes", 10_000, {"quantization_error": 0.1}
-    )
+    coded = FooterFile.read(coded_part(), "example")
     tombstones = pa.ipc.open_file(pa.py_buffer(FooterFile.read(encode_delete_delta(delta), "example").section("tombstones", "example"))).schema
     ledger_schema = pa.ipc.open_file(encode_ledger([])).schema
     return {
@@ -308,7 +328,8 @@ def blocks() -> dict[str, str]:
         + "\nThe bitmap of rows 0 and 7:\n\n"
         + fenced("text", hexdump(BitMap([0, 7]).serialize())),
         "footer_file.example": fenced("text", hexdump(small)),
-        "generation.example": shown_file(encode_generation(generation)),
+        "generation.example": shown_file(encode_generation(generation())),
+        "generation.quantizer": shown_file(generation().quantizer),
         "ledger.columns": shown_schema(ledger_schema),
         "ledger.example": ledger_block(),
         "manifest.first": fenced("json", first.to_bytes().decode()),
@@ -320,6 +341,9 @@ def blocks() -> dict[str, str]:
         "segment.field_example": shown_file(field_part)
         + "\nIts two sections:\n\n"
         + fenced("text", "\n".join(f"{name:<8}{bytes(view).hex(' ')}" for name, view in field_file.sections.items())),
+        "segment.coded_example": shown_file(coded_part())
+        + "\nIts sections:\n\n"
+        + fenced("text", "\n\n".join(f"{name}\n{hexdump(bytes(view))}" for name, view in coded.sections.items())),
         "segment.hash_example": fenced("text", f'id "cat-1"  ->  {id_hash("cat-1").hex()}'),
         "vectors_batch.columns": shown_schema(batch().schema),
         "vectors_batch.example": batch_block(),

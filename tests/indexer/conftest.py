@@ -37,11 +37,11 @@ def collection(engines: Engines) -> CollectionRecord:
     return make_collection(engines, "feed", partitions=2)
 
 
-def make_collection(engines: Engines, name: str, partitions: int = 2, **more: object) -> CollectionRecord:
+def make_collection(engines: Engines, name: str, partitions: int = 2, fields: list[FieldRecord] | None = None, **more: object) -> CollectionRecord:
     field = FieldRecord(
         name="vec", source="vector", encoder=None, space_id=own_vector_space("vec", DIMENSION, "cosine"), dimension=DIMENSION, dtype="float32"
     )
-    return create_collection(engines, CollectionRequest(name, [field], partitions, **more))  # type: ignore[arg-type]
+    return create_collection(engines, CollectionRequest(name, fields or [field], partitions, **more))  # type: ignore[arg-type]
 
 
 def vector_of(item_id: str) -> np.ndarray:
