@@ -1,7 +1,7 @@
 """W1, pictures Kafka -> searchable: pictures a second of the whole pipeline, divided by those of a bare decode and embed loop in memory.
 
-Both have the same encoder, runtime, threads and pictures. The topic is filled first; the clock starts when the first pictures are searchable
-and stops when all are. docs/benchmarks.md says how to read it.
+Both have the same encoder, runtime and pictures; the loop's encoder has the threads with which it is fastest, the worker's its default. The topic
+is filled first; the clock starts when the first pictures are searchable and stops when all are. docs/benchmarks.md says how to read it.
 
 Takes: `Bench`, the local stack. Gives: a ratio by encoder. Owns: the lengths and the order A B B A.
 Never: measures the loading of models, or producing.
