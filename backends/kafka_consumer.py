@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, TopicPartition
-from kafka import KafkaConsumer as Client
 from kafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
 from backends import log_rules as rules
+from backends.kafka_batches import UnreadableHeaders, open_consumer
 from backends.kafka_errors import mapped
-from backends.kafka_settings import consumer_options, group_options, open_client
+from backends.kafka_settings import consumer_options, group_options
 from contracts.errors import DataLossError, SettingsError, UnavailableError
 from contracts.log import Assignment, CommittedOffset, LogRecord, OffsetBounds
 from contracts.settings import Settings
@@ -36,7 +36,8 @@ Bounds = Callable[[str], dict[int, OffsetBounds]]
 
 def to_record(raw: Any) -> LogRecord:
     """Our record for kafka-python's."""
-    return LogRecord(raw.topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, tuple(raw.headers))
+    unreadable = raw.headers.unreadable if isinstance(raw.headers, UnreadableHeaders) else None
+    return LogRecord(raw.topic, raw.partition, raw.offset, raw.timestamp, raw.key, raw.value, tuple(raw.headers), unreadable)
 
 
 class KafkaReader:
@@ -76,7 +77,7 @@ class KafkaReader:
 
     def _connect(self) -> Any:
         what = f"opening a reader of {self._topic}"
-        client = open_client(Client, consumer_options(self._settings), what)
+        client = open_consumer(self._settings, consumer_options(self._settings), what)
         with mapped(what):
             client.assign([self._at(partition) for partition in self._positions])
             for partition, offset in self._positions.items():
@@ -236,7 +237,7 @@ class KafkaGroupReader(KafkaReader):
 
     def _connect(self) -> Any:
         what = f"joining group {self._group}"
-        client = open_client(Client, group_options(self._settings, self._group), what)
+        client = open_consumer(self._settings, group_options(self._settings, self._group), what)
         with mapped(what):
             client.subscribe([self._topic], listener=_Listener(self))
             # A request for metadata that was on its way while we subscribed lacks the topic and is not repeated until

@@ -105,6 +105,11 @@ def decision(kind: type[kafka_errors.KafkaError]) -> type[HeadwaterError] | None
     return None
 
 
+def is_settings(error: BaseException) -> bool:
+    """Whether trying again cannot help: one of Kafka's errors that is for us to fix."""
+    return isinstance(error, kafka_errors.KafkaError) and decision(type(error)) is SettingsError
+
+
 def kafka_error(error: BaseException, what: str) -> HeadwaterError:
     """Our error for one raised by kafka-python or by a socket under it.
 
@@ -125,7 +130,7 @@ def kafka_error(error: BaseException, what: str) -> HeadwaterError:
     if kind is DataLossError:
         return DataLossError(
             f"{what}: {_words(error)}",
-            hint="records were deleted before they were read, or the topic was made again; run headwater verify, then headwater skip",
+            hint="records were deleted before they were read, or the topic was made again; see docs/errors/data_loss.md",
         )
     hints = {SettingsError: SETTINGS.get(name, _DOCTOR), CorruptError: "check the broker's disks", UnavailableError: f"try again; {_DOCTOR}"}
     return kind(f"{what}: {_words(error)}", hint=hints[kind])

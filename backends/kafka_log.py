@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kafka import IsolationLevel, KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import IsolationLevel, KafkaAdminClient, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
 
 from backends import log_rules as rules
+from backends.kafka_batches import open_consumer
 from backends.kafka_consumer import KafkaGroupReader, KafkaReader, to_record
 from backends.kafka_errors import kafka_error, mapped
 from backends.kafka_producer import KafkaProducer
@@ -28,6 +29,7 @@ from contracts.settings import Settings
 logger = logging.getLogger(__name__)
 
 _WAIT_MS = int(CONNECT_SECONDS * 1000)
+_NOT_READY_SECONDS = 0.05
 _ABSENT = (kafka_errors.UnknownTopicOrPartitionError.errno, kafka_errors.InvalidTopicError.errno)
 
 
@@ -56,7 +58,22 @@ class KafkaLog:
         what = f"connecting to Kafka at {', '.join(options['bootstrap_servers'])}"
         self._admin = open_client(KafkaAdminClient, options | {"request_timeout_ms": _WAIT_MS}, what)
         with mapped(what):
-            self._cluster_id = str(self._admin.describe_cluster()["cluster_id"])
+            self._cluster_id = str(self._ask(self._admin.describe_cluster)["cluster_id"])
+
+    def _ask(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a method of the administrative client.
+
+        kafka-python refuses a request while its connection to the only broker is being opened, or waits out an error. Nothing was sent
+        then, so it is asked again until there is a connection.
+        """
+        deadline = time.monotonic() + CONNECT_SECONDS
+        while True:
+            try:
+                return method(*arguments, **options)
+            except kafka_errors.NodeNotReadyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_NOT_READY_SECONDS)
 
     def cluster_id(self) -> str:
         """See `contracts.log.Log.cluster_id`."""
@@ -71,10 +88,10 @@ class KafkaLog:
         if existing is None:
             with mapped(f"creating topic {spec.name}"):
                 try:
-                    self._admin.create_topics({spec.name: wanted}, timeout_ms=_WAIT_MS)
+                    self._ask(self._admin.create_topics, {spec.name: wanted}, timeout_ms=_WAIT_MS)
                 except kafka_errors.TopicAlreadyExistsError:
                     pass  # another process was faster; whether it made the same topic is checked below
-                self._admin.wait_for_topics([spec.name], timeout_ms=_WAIT_MS)
+                self._ask(self._admin.wait_for_topics, [spec.name], timeout_ms=_WAIT_MS)
             existing = self._existing(spec.name)
         return rules.check_same_partitions(existing, spec)
 
@@ -91,12 +108,12 @@ class KafkaLog:
         """See `contracts.log.Log.describe_topic`."""
         what = f"describing topic {name}"
         with mapped(what):
-            topic = self._admin.describe_topics([name])[0]
+            topic = self._ask(self._admin.describe_topics, [name])[0]
             if topic["error_code"] in _ABSENT:
                 return None
             if topic["error_code"]:
                 raise kafka_errors.for_code(topic["error_code"])(name)
-            configs = self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
+            configs = self._ask(self._admin.describe_configs, [ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
         values = {key: str(entry["value"]) for key, entry in configs.get("topic", {}).get(name, {}).items() if not entry["is_sensitive"]}
         # A user without the right to read configurations gets none: then our own limit holds.
         values.setdefault("max.message.bytes", str(topic_message_bytes(self._settings.max_record_bytes)))
@@ -105,13 +122,13 @@ class KafkaLog:
     def list_topics(self) -> Sequence[str]:
         """See `contracts.log.Log.list_topics`."""
         with mapped("listing topics"):
-            return sorted(topic["name"] for topic in self._admin.describe_topics() if not topic["is_internal"])
+            return sorted(topic["name"] for topic in self._ask(self._admin.describe_topics) if not topic["is_internal"])
 
     def delete_topic(self, name: str) -> None:
         """See `contracts.log.Log.delete_topic`; returns when the cluster no longer names it."""
         with mapped(f"deleting topic {name}"):
             try:
-                self._admin.delete_topics([name], timeout_ms=_WAIT_MS)
+                self._ask(self._admin.delete_topics, [name], timeout_ms=_WAIT_MS)
             except (kafka_errors.UnknownTopicOrPartitionError, kafka_errors.InvalidTopicError):
                 return
         deadline = time.monotonic() + CONNECT_SECONDS
@@ -122,7 +139,7 @@ class KafkaLog:
 
     def _partitions(self, topic: str) -> list[TopicPartition]:
         with mapped(f"describing topic {topic}"):
-            found = self._admin.describe_topics([topic])[0]
+            found = self._ask(self._admin.describe_topics, [topic])[0]
             if found["error_code"] in _ABSENT:
                 raise rules.missing_topic(topic)
             if found["error_code"]:
@@ -132,7 +149,7 @@ class KafkaLog:
     def _offsets(self, topic: str, spec: Any) -> dict[int, int]:
         asked = {partition: spec for partition in self._partitions(topic)}
         with mapped(f"asking for the offsets of {topic}"):
-            found = self._admin.list_partition_offsets(asked, isolation_level=IsolationLevel.READ_COMMITTED, timeout_ms=_WAIT_MS)
+            found = self._ask(self._admin.list_partition_offsets, asked, isolation_level=IsolationLevel.READ_COMMITTED, timeout_ms=_WAIT_MS)
         return {at.partition: int(answer.offset) for at, answer in found.items()}
 
     def bounds(self, topic: str) -> dict[int, OffsetBounds]:
@@ -156,7 +173,7 @@ class KafkaLog:
         wanted = {TopicPartition(topic, number): offset for number, offset in next_offsets.items() if offset > bounds[number].start_offset}
         if wanted:
             with mapped(f"truncating {topic}"):
-                self._admin.delete_records(wanted, timeout_ms=_WAIT_MS)
+                self._ask(self._admin.delete_records, wanted, timeout_ms=_WAIT_MS)
 
     def read_at(self, topic: str, partition: int, offset: int) -> LogRecord | None:
         """See `contracts.log.Log.read_at`; one consumer serves all callers, one after the other."""
@@ -170,7 +187,7 @@ class KafkaLog:
             if self._point_reader is None:
                 # The smallest fetch: a broker returns at least the batch that holds the record, however large.
                 options = consumer_options(self._settings) | {"max_partition_fetch_bytes": 1024, "fetch_max_bytes": 1024}
-                self._point_reader = open_client(KafkaConsumer, options, what)
+                self._point_reader = open_consumer(self._settings, options, what)
             try:
                 return self._point_read(at, offset, what)
             except kafka_errors.OffsetOutOfRangeError:

@@ -14,6 +14,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import KafkaTimeoutError
 
 from backends.kafka_errors import mapped
+from backends.kafka_network import NetworkClient
 from contracts.addresses import is_loopback
 from contracts.errors import SettingsError, UnavailableError
 from contracts.settings import MEBIBYTE, Settings
@@ -152,10 +153,13 @@ def record_limit_bytes(max_message_bytes: int) -> int:
     return max_message_bytes - _BATCH_OVERHEAD_BYTES
 
 
+def max_expanded_bytes(settings: Settings) -> int:
+    """What a compressed batch may expand to: no client of ours fills one with more than a record of the largest size, others may a little."""
+    return 4 * settings.max_record_bytes
+
+
 def open_client(factory: Callable[..., Any], options: dict[str, Any], what: str) -> Any:
     """Make one of kafka-python's clients, or say in one line, within some ten seconds, why not.
-
-    The look at the port comes first because a client that finds nobody leaves its thread behind, trying for ever.
 
     Raises
     ------
@@ -165,9 +169,20 @@ def open_client(factory: Callable[..., Any], options: dict[str, Any], what: str)
         The broker refused us.
     """
     _check_reachable(options["bootstrap_servers"])
+    made: list[NetworkClient] = []
+
+    def network(**chosen: Any) -> NetworkClient:
+        made.append(NetworkClient(**chosen))
+        return made[-1]
+
     try:
         with mapped(what):
-            return factory(**options)
+            try:
+                return factory(**options, kafka_client=network)
+            except BaseException:
+                for client in made:  # else its thread goes on, trying for ever
+                    client.close()
+                raise
     except UnavailableError as error:
         if isinstance(error.__cause__, KafkaTimeoutError):
             raise UnavailableError(

@@ -91,7 +91,7 @@ def out_of_range(topic: str, partition: int, offset: int, bounds: OffsetBounds |
     held = "" if bounds is None else f"; it holds [{bounds.start_offset}, {bounds.next_offset})"
     return DataLossError(
         f"offset {offset} of {topic}/{partition} is outside what the log holds{held}",
-        hint="records were deleted before they were read, or the topic was made again; run headwater verify, then headwater skip",
+        hint="records were deleted before they were read, or the topic was made again; see docs/errors/data_loss.md",
     )
 
 

@@ -1,6 +1,7 @@
 """Payloads: media that a record only names, fetched from the object store and checked (docs/formats/media_record.md, claim check, notifications).
 
-Takes: items whose parts name a payload. Gives: the same items with their media. Owns: the checks, which come before any parser sees the bytes.
+Takes: items whose parts name a payload. Gives: the same items with their media, or whether there is none any more.
+Owns: the checks, which come before any parser sees the bytes.
 Never: holds more than one payload at a time, or rejects an item because the store does not answer.
 """
 
@@ -40,6 +41,14 @@ class PayloadReader:
             The store does not answer; the item is as good as before.
         """
         fill_item(item, [part if part.ref is None else self._fetched(part, part.ref) for part in item.parts], self._limits)
+
+    def is_gone(self, item: MediaItem) -> bool:
+        """Whether nothing lies where a delete's parts point to, as far as this store reads; UnavailableError where it does not answer."""
+        refs = [part.ref for part in item.parts if part.ref is not None and part.ref.bucket is not None]
+        try:
+            return all(self._store.get_from_bucket(ref.bucket or "", ref.key, None, 1) is None for ref in refs)
+        except RecordError:  # a bucket of another region: nothing was indexed from there
+            return True
 
     def _fetched(self, part: MediaPart, ref: PayloadRef) -> MediaPart:
         if ref.size_bytes is not None and ref.size_bytes > self._limits.max_payload_bytes:

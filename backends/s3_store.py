@@ -27,7 +27,7 @@ from urllib3.response import BaseHTTPResponse
 
 from backends.store_rules import check_prefix, check_range, prove_conditions
 from contracts.clock import Clock, SystemClock
-from contracts.errors import SettingsError, UnavailableError
+from contracts.errors import RecordError, SettingsError, UnavailableError
 from contracts.metrics import Metrics
 from contracts.object_keys import validate_key
 from contracts.store import BucketObject, ObjectInfo, PutOutcome, StoredObject
@@ -198,7 +198,10 @@ class S3Store:
             except _AnswerError as answer:
                 if answer.status == 416:
                     return BucketObject(b"", 0, "", "")  # no byte to begin with
-                if answer.is_passing or answer.code in _CREDENTIAL_CODES or answer.status == 301:
+                if answer.status == 301 or answer.code == "AuthorizationHeaderMalformed":  # our own bucket answers, so it is not our region
+                    what = f"bucket {bucket} lies in another region, or behind another endpoint, than the store of HEADWATER_STORE_URL"
+                    raise RecordError("payload_missing", what) from None
+                if answer.is_passing or answer.code in _CREDENTIAL_CODES:
                     raise
                 if answer.status in (401, 403):
                     hint = "allow these credentials s3:GetObject and s3:ListBucket there"

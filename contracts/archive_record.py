@@ -15,13 +15,14 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from contracts import FORMAT_VERSION, canonical_json
 from contracts import attributes as typed
 from contracts.collection import CollectionRecord
 from contracts.errors import CorruptError
-from contracts.log import LogRecord
+from contracts.log import LogRecord, Unreadable
 from contracts.media_record import ARROW_TYPE, MediaItem, RejectedItem, picture_type
 
 Items = Sequence[MediaItem | RejectedItem]
@@ -68,6 +69,7 @@ def to_members(record: LogRecord, items: Items, collection: CollectionRecord, ke
         "key": None if record.key is None else _base64(record.key),
         "headers": [[name, None if value is None else _base64(value)] for name, value in record.headers],
         "value": pieces,
+        **({} if record.unreadable is None else {"unreadable": asdict(record.unreadable)}),
         **_for_people(items, first, collection),
     }
     return [*members.items(), (DESCRIPTION, _readable(description))]
@@ -175,9 +177,25 @@ def from_tar(data: bytes, topic: str, where: str) -> LogRecord | None:
             key=None if told["key"] is None else base64.b64decode(told["key"], validate=True),
             value=None if told["value"] is None else b"".join(_piece(piece, members) for piece in told["value"]),
             headers=tuple((name, None if value is None else base64.b64decode(value, validate=True)) for name, value in told["headers"]),
+            unreadable=Unreadable(**told["unreadable"]) if "unreadable" in told else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, tarfile.TarError) as error:
         raise CorruptError(f"{where}: the archived record cannot be read: {error!r}"[:300]) from None
+
+
+def media_from_tar(data: bytes, media_sha256: bytes, where: str) -> bytes | None:
+    """The media that lies in these bytes of a tar, also where the record itself only names it; None where no member has that sha256.
+
+    Raises
+    ------
+    CorruptError
+        Not the members of one record.
+    """
+    try:
+        members = _members(data)
+    except (ValueError, tarfile.TarError) as error:
+        raise CorruptError(f"{where}: the archived record cannot be read: {error!r}"[:300]) from None
+    return next((found for found in members.values() if hashlib.sha256(found).digest() == media_sha256), None)
 
 
 def _members(data: bytes) -> dict[str, bytes]:

@@ -180,7 +180,7 @@ class TarWriter:
         """
         items = read_media_record(record, self.collection, self._limits)
         claims = claims_of(record, items, self.collection)
-        if self._fill is not None and len(items) == 1 and isinstance(items[0], MediaItem) and items[0].parts:
+        if self._fill is not None and len(items) == 1 and isinstance(items[0], MediaItem) and items[0].parts and not items[0].is_delete:
             with suppress(RecordError):
                 self._fill(items[0])
         members = to_members(record, items, self.collection, keep_media=self.collection.archive == "on")

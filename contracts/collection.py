@@ -47,7 +47,7 @@ class StoredModel(BaseModel):
         try:
             value = canonical_json.load(data)
         except ValueError as error:
-            raise CorruptError(f"{where}: {error}", hint="restore the object from a backup; `headwater verify` names all that is damaged") from None
+            raise CorruptError(f"{where}: {error}", hint="restore the object from a backup") from None
         found = value.get("format") if isinstance(value, dict) else None
         if found != FORMAT_VERSION:
             raise CorruptError(

@@ -22,8 +22,20 @@ ReadHeaders = tuple[tuple[str, bytes | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Why nothing but the place and the time of a record can be had.
+
+    `reason` is one of `contracts.errors.REJECT_REASONS`; `size_bytes` is what the log holds of it, together with the records beside it.
+    """
+
+    reason: str
+    message: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogRecord:
-    """One record as it lies in the log. `value` is None for a tombstone (a delete)."""
+    """One record as it lies in the log. `value` is None for a tombstone (a delete), and where the record is `unreadable`."""
 
     topic: str
     partition: int
@@ -32,6 +44,7 @@ class LogRecord:
     key: bytes | None
     value: bytes | None
     headers: ReadHeaders = ()
+    unreadable: Unreadable | None = None
 
     def header(self, name: str) -> bytes | None:
         """Value of the last header of that name; None where there is none, or the value is null."""

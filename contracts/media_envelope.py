@@ -65,7 +65,7 @@ def open_envelope(record: LogRecord, collection: CollectionRecord) -> Envelope:
         ``bad_envelope``, ``missing_id`` or ``bad_id``.
     """
     value = record.value or b""
-    content_type = _media_type((record.header("content-type") or b"").decode("latin-1"))
+    content_type = content_type_of(record)
     if content_type == CLOUDEVENT_TYPE:
         return _structured(value, collection)
     if content_type == PARTS_TYPE:
@@ -86,6 +86,11 @@ def open_envelope(record: LogRecord, collection: CollectionRecord) -> Envelope:
         time=record.header("hw_time" if event_id is None else "ce_time"),
         rows=value if content_type == ARROW_TYPE else None,
     )
+
+
+def content_type_of(record: LogRecord) -> str:
+    """Media type that the record's header names, in lower case and without parameters; empty where there is none."""
+    return _media_type((record.header("content-type") or b"").decode("latin-1"))
 
 
 def _media_type(content_type: str) -> str:

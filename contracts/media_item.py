@@ -27,6 +27,15 @@ from contracts.payload_ref import PayloadRef
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
 TEXT_TYPE = "text/plain"
+TYPE_ALIASES = {
+    "image/jpg": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/x-png": "image/png",
+    "image/x-ms-bmp": "image/bmp",
+    "application/octet-stream": "",
+    "binary/octet-stream": "",
+}
+"""What uploaders call the types that we index, without being registered; and what says nothing, so that the first bytes tell."""
 _MAGIC = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -52,6 +61,8 @@ class MediaItem:
     """One item that a record asks to index (or to delete with `is_delete`, or to change with `patch`). Nothing of it is decoded yet.
 
     `parts` is empty unless a payload has to be fetched first (`backends.payloads`): then picture, text and hash are those of what is here already.
+    A delete with `parts` holds only if the object that they name is gone.
+    `bad_part` says why it has no text where its record has one beside the picture: it is indexed in part or rejected, as the collection has it.
     """
 
     offset: int
@@ -69,6 +80,7 @@ class MediaItem:
     media_type: str | None = None
     media_sha256: bytes | None = None
     parts: list[MediaPart] = field(default_factory=list)
+    bad_part: RecordError | None = None
     origin_offset: int | None = None
     origin_item: int | None = None
 
@@ -100,28 +112,37 @@ class RecordLimits:
 def fill_item(item: MediaItem, parts: Sequence[MediaPart], limits: RecordLimits) -> None:
     """Give an item its picture and its text: parts fill its fields, texts are joined by a newline.
 
+    Bad text beside a picture, or beside a payload that may turn out to be one, is noted as `bad_part`.
+
     Raises
     ------
     RecordError
-        ``empty``, ``unsupported_content_type``, ``too_many_parts`` or ``bad_text``.
+        ``empty``, ``unsupported_content_type``, ``too_many_parts``, or ``bad_text`` where there is nothing else.
     """
     parts = [part for part in parts if part.data or part.ref is not None]
     if not parts:
         raise RecordError("empty", "there are no media bytes and no caption; a delete has a null value")
     for part in parts:
-        part.content_type = part.content_type or picture_type(part.data)
+        declared = part.content_type
+        part.content_type = TYPE_ALIASES.get(declared, declared) or picture_type(part.data)
         awaited = part.ref is not None and not part.content_type
         if not awaited and part.content_type not in (*PICTURE_TYPES, TEXT_TYPE):
-            shown = part.content_type[:80]
+            shown = declared[:80]
             raise RecordError("unsupported_content_type", f"content-type {shown!r} is not indexed; see docs/formats/media_record.md")
     pictures = [part for part in parts if part.content_type in PICTURE_TYPES]
     if len(pictures) > 1:
         raise RecordError("too_many_parts", f"{len(pictures)} pictures in one item; send one item for each")
     texts = [part for part in parts if part.content_type == TEXT_TYPE and part.data]
     item.parts = list(parts) if any(part.ref is not None for part in parts) else []
-    item.text = _joined(texts, limits) if texts else None
-    item.picture = pictures[0].data or None if pictures else None
     untold = any(not part.content_type for part in parts)
+    item.text = item.bad_part = None
+    try:
+        item.text = _joined(texts, limits) if texts else None
+    except RecordError as error:
+        if not pictures and not untold:
+            raise
+        item.bad_part = error
+    item.picture = pictures[0].data or None if pictures else None
     item.media_type = pictures[0].content_type if pictures else None if untold else TEXT_TYPE
     media = item.picture or b"\n".join(part.data for part in texts if not part.is_caption)
     item.media_sha256 = hashlib.sha256(media).digest() if media else None

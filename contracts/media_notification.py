@@ -35,7 +35,9 @@ from contracts.payload_ref import PayloadRef
 MAX_NOTIFICATION_BYTES = 4 * 1024 * 1024
 MAX_NOTIFIED = 1000
 MAX_OBJECT_NAME_BYTES = 1024
-CREATED, REMOVED = "ObjectCreated:", "ObjectRemoved:"
+CREATED, REMOVED = "ObjectCreated:", ("ObjectRemoved:", "LifecycleExpiration:")
+DELETE = ":Delete"
+"""Names of events that delete an object, or one version of it; those of a delete marker end otherwise."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}\Z")
 
 
@@ -66,6 +68,8 @@ def _entry(record: LogRecord, number: int, entry: Any, alone: bool, collection: 
         item_id = check_id(_configured_id(record, entry, alone, collection) or f"{ref.bucket}/{ref.key}")
         item = MediaItem(record.offset, number, item_id, produced_at_us, produced_at_us, is_delete=event.startswith(REMOVED))
         if item.is_delete:
+            if event.endswith(DELETE) and ref.version_id is not None:  # one version went: only the bucket knows whether the object did
+                item.parts = [MediaPart("", ref=PayloadRef(ref.key, bucket=ref.bucket))]
             return item
         if ref.size_bytes == 0:
             raise RecordError("empty", "the object has no bytes")
@@ -82,7 +86,7 @@ def _event(entry: dict[str, Any]) -> str:
     if not isinstance(name, str):
         raise RecordError("bad_envelope", "the notification names no event")
     name = name.removeprefix("s3:")  # MinIO writes it, Amazon does not
-    if not name.startswith((CREATED, REMOVED)):
+    if not name.startswith((CREATED, *REMOVED)):
         raise RecordError("empty", f"event {name[:60]!r} neither creates nor removes an object")
     return name
 

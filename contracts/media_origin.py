@@ -21,10 +21,12 @@ from contracts.collection import CollectionRecord
 from contracts.errors import RecordError
 from contracts.log import Headers, LogRecord
 from contracts.media_item import MediaItem, RecordLimits, RejectedItem, produced_at
-from contracts.media_record import read_media_records
+from contracts.media_record import id_outside_value, read_media_records
 
 ORIGIN_HEADER, ITEMS_HEADER, TIMESTAMP_HEADER = "hw_origin", "hw_items", "hw_timestamp_ms"
 REPLAY_HEADERS = (ORIGIN_HEADER, ITEMS_HEADER, TIMESTAMP_HEADER)
+REPLAY_HEADERS_BYTES = 1024
+"""What our media topics take above ``max_record_bytes``, so that a record of that size can be replayed; more only with hundreds of runs of items."""
 _PLACE = re.compile(rb"([0-9]{1,10})/([0-9]{1,19})")
 _RUN = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 _MILLISECONDS = re.compile(rb"[0-9]{1,18}")
@@ -148,6 +150,20 @@ def read_items(records: Sequence[LogRecord], collection: CollectionRecord, limit
         items = [refused[at]] if at in refused else next(found)
         out.append([*items] if origin is None else [_from_origin(item, record, origin) for item in items])
     return out
+
+
+def rejected_unread(record: LogRecord, collection: CollectionRecord, reason: str, message: str) -> RejectedItem:
+    """Rejection of a whole record whose value must not be read: its id by key and headers, its place that of its original."""
+    rejected = RejectedItem(record.offset, 0, reason, message, produced_at(record), id_outside_value(record, collection))
+    try:
+        origin = read_origin(record)
+    except RecordError:
+        return replace(rejected, id=None)  # a replay with a false origin removes nothing
+    if origin is None:
+        return rejected
+    if origin.items is not None and 0 not in origin.items:
+        rejected.id = None  # its one item is not meant
+    return replace(rejected, origin_offset=origin.offset, origin_item=0)
 
 
 def _at_origin(record: LogRecord, origin: MediaOrigin) -> LogRecord:

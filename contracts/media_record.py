@@ -19,7 +19,7 @@ from contracts import canonical_json
 from contracts.collection import CollectionRecord
 from contracts.errors import RecordError
 from contracts.log import LogRecord
-from contracts.media_envelope import ARROW_TYPE, CLOUDEVENT_TYPE, PARTS_TYPE, Envelope, open_envelope
+from contracts.media_envelope import ARROW_TYPE, CLOUDEVENT_TYPE, PARTS_TYPE, Envelope, content_type_of, open_envelope
 from contracts.media_item import (
     PICTURE_TYPES,
     TEXT_TYPE,
@@ -51,12 +51,15 @@ __all__ = [
     "RecordLimits",
     "RejectedItem",
     "check_id",
+    "id_outside_value",
     "picture_type",
     "read_media_record",
     "read_media_records",
 ]
 
 MAX_HEADERS = 1000
+_IDS_INSIDE = (CLOUDEVENT_TYPE, PARTS_TYPE, ARROW_TYPE)
+"""Content types whose values tell ids, or may hold rows that do."""
 
 _Items = list[MediaItem | RejectedItem]
 
@@ -90,6 +93,8 @@ def read_media_records(records: Sequence[LogRecord], collection: CollectionRecor
 
 def _read_one(record: LogRecord, collection: CollectionRecord, limits: RecordLimits) -> _Items | LogRecord:
     """Items of a record of any form but Arrow, for which it gives the record whose value is the Arrow stream."""
+    if record.unreadable is not None:  # no delete, though its value is null
+        raise RecordError(record.unreadable.reason, record.unreadable.message)
     if len(record.headers) > MAX_HEADERS:
         raise RecordError("bad_envelope", f"{len(record.headers)} headers, more than {MAX_HEADERS}")
     if record.header("hw_op") == b"patch":
@@ -113,13 +118,35 @@ def _placed(record: LogRecord, items: _Items, collection: CollectionRecord) -> _
     out: _Items = []
     for item in items:
         if isinstance(item, MediaItem) and item.id != default_id(record, item.item):
-            home = partition_of(collection.partitioner, item.id.encode("utf-8"), collection.partitions)
+            home = _home(record, item.id, collection)
             if home != record.partition:
                 message = f"the id belongs in partition {home} by {collection.partitioner}, the record lies in {record.partition}"
                 out.append(RejectedItem(item.offset, item.item, "wrong_partition", message, item.produced_at_us, item.id))
                 continue
         out.append(item)
     return out
+
+
+def _home(record: LogRecord, item_id: str, collection: CollectionRecord) -> int:
+    """Partition in which the id belongs; under `producer` wherever the record lies."""
+    if collection.partitioner == "producer":
+        return record.partition
+    return partition_of(collection.partitioner, item_id.encode("utf-8"), collection.partitions)
+
+
+def id_outside_value(record: LogRecord, collection: CollectionRecord) -> str | None:
+    """Id of the record's item by key and headers alone; None where only the value can tell it, or where it is not one to act on here."""
+    is_medium = record.value is not None and record.header("hw_op") != b"patch"  # a delete or patch has no id in its value
+    if (record.value and collection.id_from.startswith("json:")) or (
+        is_medium and (collection.notifications or content_type_of(record) in _IDS_INSIDE)
+    ):
+        return None
+    try:
+        has_id = not is_medium or record.key or record.header("ce_specversion") is not None or _configured_id(record, collection) is not None
+        found = _named_id(record, collection, "the record") if has_id else None
+    except RecordError:
+        return None
+    return found if found is not None and _home(record, found, collection) == record.partition else None
 
 
 def _configured_id(record: LogRecord, collection: CollectionRecord) -> str | None:
@@ -150,7 +177,7 @@ def _named_id(record: LogRecord, collection: CollectionRecord, what: str) -> str
 def _patch_item(record: LogRecord, collection: CollectionRecord) -> MediaItem | RejectedItem:
     item_id, produced_at_us = _named_id(record, collection, "a patch"), produced_at(record)
     acl = record.header("hw_acl" if record.header("ce_specversion") is None else "ce_hwacl")
-    content_type = (record.header("content-type") or b"").decode("latin-1").split(";")[0].strip().lower()
+    content_type = content_type_of(record)
     try:
         if record.value is None or not (record.value or acl):
             raise RecordError("empty", "the patch has no JSON object; a delete has a null value and no hw_op")

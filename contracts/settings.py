@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     encoder_timeout_seconds: float = Field(30.0, gt=0, description="longest wait for one answer of a remote encoder")
     encoder_batch_items: int = Field(16, ge=1, description="most pictures or texts in one request to a remote encoder")
     encoder_requests: int = Field(4, ge=1, le=64, description="most requests to a remote encoder at one time")
+    networks_dir: Path | None = Field(
+        None, description="folder of networks that were converted before, such as in a container image; looked into before cache_dir"
+    )
 
     # ---- builder ----------------------------------------------------------------------------------------------
     seal_rows: int = Field(100_000, ge=1, description="a growing segment is sealed at this many rows")

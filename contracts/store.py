@@ -82,6 +82,8 @@ class ObjectStore(Protocol):
         ------
         SettingsError
             This kind of store has no buckets.
+        RecordError
+            ``payload_missing``: the bucket lies in another region or behind another endpoint, where this store never reads.
         UnavailableError
             Also where the credentials may not read the bucket: that is mended beside the record.
         """

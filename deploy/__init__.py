@@ -1,1 +1,1 @@
-"""Deployment: setting up this checkout, the local stack without Docker (later Dockerfiles, Prometheus, Grafana, Helm)."""
+"""Deployment: setting up this checkout, the local stack without Docker, container images, Prometheus, Grafana (later Helm)."""

@@ -2,7 +2,7 @@
 
     python3 -m deploy.run_tests [pytest arguments]      (make test)
 
-Takes: `.venv` (deploy.setup dev); on Debian as root it installs the browser and kcat itself. Gives: pytest's exit code.
+Takes: `.venv` (deploy.setup dev); on Debian as root it installs the browser and kcat itself, and unpacks Prometheus. Gives: pytest's exit code.
 Owns: the end of the stack, if it was not running before. Never: calls a run complete when a need was missing: it then exits non-zero.
 """
 
@@ -12,11 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".venv" / "bin" / "python"
 DEBIAN_PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver", "kcat": "kcat"}
+UNPACKED = Path.home() / ".cache" / "headwater" / "debian"
+"""Where Debian's Prometheus lies: installing it would start a server on this machine, so that it is only unpacked."""
 
 
 def ensure_debian_packages() -> list[str]:
@@ -33,6 +36,23 @@ def ensure_debian_packages() -> list[str]:
     return [f"missing {', '.join(still)}: run `sudo apt-get install {' '.join(still)}`"] if still else []
 
 
+def ensure_prometheus() -> list[str]:
+    """Put `prometheus` and `promtool` on the PATH of the tests, out of Debian's package; returns what is still missing, as sentences."""
+    os.environ["PATH"] += f"{os.pathsep}{UNPACKED / 'usr' / 'bin'}"
+    if shutil.which("promtool") and shutil.which("prometheus"):
+        return []
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        UNPACKED.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            subprocess.run(["apt-get", "update", "-qq"], check=False, stdout=subprocess.DEVNULL)
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["apt-get", "download", "-qq", "prometheus"], cwd=folder, check=False, stdout=subprocess.DEVNULL)
+            for package in Path(folder).glob("prometheus_*.deb"):
+                subprocess.run(["dpkg-deb", "-x", str(package), str(UNPACKED)], check=False)
+    found = shutil.which("promtool") and shutil.which("prometheus")
+    return [] if found else ["missing prometheus: put the programs `prometheus` and `promtool` on the PATH"]
+
+
 def stack(action: str, stdout: int | None = None) -> int:
     """Run one command of the local stack; returns its exit code."""
     return subprocess.run([sys.executable, "-m", "deploy.local.stack", action], cwd=ROOT, check=False, stdout=stdout).returncode
@@ -40,7 +60,7 @@ def stack(action: str, stdout: int | None = None) -> int:
 
 def main() -> int:
     """Prepare, test, clean up; returns the exit code."""
-    problems = ensure_debian_packages()
+    problems = [*ensure_debian_packages(), *ensure_prometheus()]
     was_running = (
         subprocess.run([sys.executable, "-m", "deploy.local.stack", "status"], cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode == 0
     )

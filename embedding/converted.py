@@ -2,8 +2,9 @@
 
     <cache_dir>/models/<network>-<16 hex>/{network.onnx, true.npy, entry.json}
 
-Takes: a `Network`, the cache folder. Gives: the graph's bytes, and what the network truly gives for its probe. Owns: that folder.
-Never: hands out bytes whose sha256 is not the one in `entry.json`; a damaged entry is made anew.
+Takes: a `Network`, the cache folder, perhaps a folder of copies that came with an image. Gives: the graph's bytes, and what the network
+truly gives for its probe. Owns: the folder in the cache.
+Never: hands out bytes whose sha256 is not the one in `entry.json`, a damaged entry is made anew; or writes to what came with an image.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Converted:
     true: NDArray[np.float32]
 
 
-def converted(network: Network, cache_dir: Path) -> Converted:
-    """The network's converted copy out of the cache; made there, in seconds to a minute, if it is missing or damaged.
+def converted(network: Network, cache_dir: Path, networks_dir: Path | None = None) -> Converted:
+    """The network's converted copy out of `networks_dir`, else out of the cache; made there, in seconds to a minute, if both lack it.
 
     Raises
     ------
@@ -48,13 +49,10 @@ def converted(network: Network, cache_dir: Path) -> Converted:
         A package is missing, the network is too large, or the cache cannot be written.
     """
     folder = cache_dir / "models" / network.folder_name
-    try:
-        return _read(folder)
-    except FileNotFoundError:
-        pass
-    except (CorruptError, OSError, ValueError, KeyError) as error:
-        logger.warning("a converted network is damaged and is made anew: %s", error)
-        shutil.rmtree(folder, ignore_errors=True)
+    came_with = None if networks_dir is None else _kept(networks_dir / network.folder_name, is_ours=False)
+    found = came_with or _kept(folder, is_ours=True)
+    if found is not None:
+        return found
     logger.info("converting network %s, once; it takes up to a minute", network.name)
     try:
         _make(network, folder)
@@ -63,6 +61,19 @@ def converted(network: Network, cache_dir: Path) -> Converted:
         raise SettingsError(
             f"the converted network cannot be kept in {folder}: {error}", hint="set HEADWATER_CACHE_DIR to a folder with room"
         ) from error
+
+
+def _kept(folder: Path, *, is_ours: bool) -> Converted | None:
+    """The copy in a folder, or None where there is none or a damaged one, which is removed where it is ours."""
+    try:
+        return _read(folder)
+    except FileNotFoundError:
+        return None
+    except (CorruptError, OSError, ValueError, KeyError) as error:
+        logger.warning("the converted network in %s is damaged and is not used; it is made anew: %s", folder, error)
+        if is_ours:
+            shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 def _read(folder: Path) -> Converted:

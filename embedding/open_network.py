@@ -66,7 +66,7 @@ def _graph_runner(network: Network, settings: Settings) -> Runner | None:
     if runtime is None:
         return None
     try:
-        true_copy = converted(network, settings.cache_dir)
+        true_copy = converted(network, settings.cache_dir, settings.networks_dir)
     except SettingsError as error:
         logger.warning("network %s runs in torch, which is slower: %s", network.name, error)
         return None

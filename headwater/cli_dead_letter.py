@@ -236,7 +236,7 @@ def _print_letter(one: ListedLetter, original: LogRecord | None) -> None:
     if one.summary.origin is not None:
         lines.append(("replay of", f"{letter.partition}/{one.summary.origin.offset}"))
     if original is None:
-        lines.append(("bytes", f"{letter.size_bytes}, which did not fit into the dead-letter topic; the media topic has dropped them"))
+        lines.append(("bytes", f"{letter.size_bytes}, which are not in the dead-letter topic and cannot be had from the media topic (any more)"))
     else:
         lines += [("key", "-" if original.key is None else original.key[:200].decode("utf-8", "replace"))]
         lines += [(f"header {name}", "null" if value is None else value[:200].decode("utf-8", "replace")) for name, value in original.headers]

@@ -27,6 +27,7 @@ from ingest.ingest_run import IngestRun, ingest_sources
 from ingest.input_item import InputRules
 from ingest.manifest_source import STDIN
 from ingest.producer import MediaProducer
+from ingest.resume import Journal
 from ingest.sources import OpenedSources, open_sources
 from ingest.watch import Watch, WatchOptions
 
@@ -52,7 +53,9 @@ def ingest(
     settle_seconds: Annotated[float, typer.Option(min=0.0, help="Watching: seconds without a change after which a file is whole.")] = 2.0,
     delete_missing: Annotated[bool, typer.Option("--delete-missing", help="Watching: delete items whose file was removed.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Send everything; forget how far an interrupted ingest came.")] = False,
-    rejects: Annotated[Path | None, typer.Option(help="Write each rejected input to this file, as JSONL.")] = None,
+    rejects: Annotated[
+        Path | None, typer.Option(help="Write each rejected input to this file, as JSONL; an ingest that goes on where it was adds to it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Put media on a collection's media topic; an interrupted ingest goes on where it was. Exit code 1 where some input was rejected."""
@@ -70,7 +73,8 @@ def ingest(
         engines = stack.enter_context(open_engines(settings))
         record = CollectionCatalog(engines.store).get(collection)
         opened = open_sources(paths, InputRules.of(record, settings), captions, root)
-        rejects_file = stack.enter_context(RejectsFile(rejects))
+        goes_on = not restart and any(Journal.is_left(settings.cache_dir, source.identity, record) for source in opened.sources)
+        rejects_file = stack.enter_context(RejectsFile(rejects, goes_on=goes_on))
         stop = threading.Event()
         bar = stack.enter_context(IngestBar(0 if watch else _size_bytes(opened)))
         run: IngestRun | None = None

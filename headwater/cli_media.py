@@ -32,7 +32,8 @@ def search(
     text: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
     image: Annotated[Path | None, typer.Option(help="Search by this picture, alone or with the text.")] = None,
     condition: Annotated[
-        str | None, typer.Option("--filter", help='JSON, such as {"must": [{"key": "category", "match": {"value": "animals"}}]}.')
+        str | None,
+        typer.Option("--filter", help='JSON, such as {"must": [{"key": "category", "match": {"value": "animals"}}]}; see docs/filters.md.'),
     ] = None,
     limit: Annotated[int, typer.Option("-k", "--limit", min=1, help="Most hits.")] = 10,
     using: Annotated[str | None, typer.Option(help="Vector field to search.")] = None,

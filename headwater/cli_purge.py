@@ -18,7 +18,7 @@ from contracts.collection import CollectionRecord
 from contracts.errors import RecordError, SettingsError
 from contracts.log import Log
 from contracts.settings import load_settings
-from headwater.console import megabytes, output, print_json, progress_bar
+from headwater.console import megabytes, notes, output, print_json, progress_bar
 from headwater.logging_setup import set_up_logging
 from headwater.wiring import open_engines
 from indexer.purge import Findings, Purge, PurgeReport
@@ -48,6 +48,8 @@ def purge(
             except RecordError as error:
                 raise SettingsError(error.message) from None
             findings = work.find()
+        if not record.owns_source_topic:
+            notes().print(f"warning: {_others(record, len(work.ids))}", soft_wrap=True)
         if not dry_run:
             _ask(findings, len(work.ids), yes)
         with progress_bar() as bar:
@@ -74,6 +76,15 @@ class _Task:
         self._bar.update(self._steps[step], completed=done, total=total)
 
 
+def _others(record: CollectionRecord, ids: int) -> str:
+    """What the deletes are to whoever else uses the topic."""
+    where = f"each of its {record.partitions} partitions" if record.partitioner == "producer" else "the id's partition"
+    return (
+        f"topic {record.source_topic} is not Headwater's own: {ids} ids are deleted there by a record without a value in {where}, "
+        "which other readers of the topic see and may take for a delete too"
+    )
+
+
 def _ask(findings: Findings, ids: int, yes: bool) -> None:
     if yes:
         return
@@ -93,12 +104,14 @@ def _found(findings: Findings) -> str:
 def _what_stays(log: Log, record: CollectionRecord, report: PurgeReport | None) -> list[str]:
     """Copies that a purge cannot take back at once, each with when it goes."""
     where = "" if report is None else f" (deletes at {', '.join(f'{p}/{offset}' for p, offset in sorted(report.deletes.items()))})"
+    buckets = ["the objects in notified buckets, which belong to their owners; delete them there, or the next event about one brings its item back"]
     return [
         f"topic {record.source_topic} keeps the records until its retention ends ({_retention(log, record.source_topic)}); a picture can be asked "
         f"for until the delete is applied{where}",
         f"topic {record.dead_letter_topic} keeps copies of rejected records until its retention ends ({_retention(log, record.dead_letter_topic)})",
         "vectors topics and committed segments keep vectors, captions and attributes of the items, hidden by the deletes, until they are compacted",
         "the deletes themselves, with the ids as their keys, are archived",
+        *(buckets if record.notifications else []),
     ]
 
 

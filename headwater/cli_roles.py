@@ -80,7 +80,7 @@ def _run(settings: Settings, names: tuple[RoleName, ...], collections: list[str]
         catalog = CollectionCatalog(engines.store)
         for name in collections or []:
             catalog.get(name)  # a wrong name ends the command here, not in a thread
-        roles: dict[str, Role] = {name: role(name, engines, collections or None, listening) for name in names}
+        roles: dict[str, Role] = {name: role(name, engines, collections or None, listening, is_alone=len(names) == 1) for name in names}
         with served_metrics(engines) as metrics_port, RoleRunner(roles, settings.stop_seconds) as runner:
             where = "" if metrics_port is None else f", metrics on http://{settings.metrics_host}:{metrics_port}/metrics"
             console.print(f"running {', '.join(names)}{where}; Ctrl-C stops", soft_wrap=True)

@@ -141,7 +141,7 @@ class HeadwaterClient:
         limit : int
             Most hits.
         filter : Mapping, optional
-            ``{"must": [{"key": ..., "match": {"value": ...}}]}``.
+            Such as ``{"must": [{"key": ..., "match": {"value": ...}}]}``; docs/filters.md lists the conditions.
         min_offsets : Mapping of int to int, optional
             Answer only from a state that has seen these media offsets.
         with_lineage : bool

@@ -26,6 +26,7 @@ from contracts.log import Log, TopicInfo
 from contracts.settings import Settings
 from contracts.store import ObjectStore
 from headwater.doctor_archive import archive_findings
+from headwater.doctor_encoders import encoder_findings
 
 Level = Literal["ok", "warn", "fail"]
 _Opened = TypeVar("_Opened")
@@ -39,6 +40,9 @@ SKEW_FAIL_SECONDS = 300.0
 _PROBE_PREFIX = "doctor/"
 _CORE = ("headwater", "numpy", "pyarrow", "pydantic", "kafka-python", "minio")
 _BY_ROLE = {"query": ("fastapi", "uvicorn", "faiss-cpu", "pillow"), "indexer": ("torch", "timm", "transformers", "faiss-cpu", "pillow")}
+
+_FOR_CONVERTING = ("torch", "transformers")
+"""Where networks came converted (`networks_dir`), nobody needs them but open_clip, which says so itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ def examine(settings: Settings) -> list[Finding]:
     settings : Settings
         What the roles would start with.
     """
-    findings = [*_versions(), *_guarded("models", lambda: _models(settings)), *_guarded("disk", lambda: _disk(settings))]
+    findings = [*_versions(settings), *_guarded("models", lambda: _models(settings)), *_guarded("disk", lambda: _disk(settings))]
     log = _open("log", lambda: open_log(settings), findings)
     store = _open("store", lambda: open_store(settings), findings)
     try:
@@ -68,6 +72,7 @@ def examine(settings: Settings) -> list[Finding]:
         if store is not None:
             findings += _guarded("store", lambda: _store(store))
             findings += _guarded("clock", lambda: _clock(store))
+            findings += _guarded("encoders", lambda: _encoders(store, settings))
         if log is not None and store is not None:
             findings += _guarded("topics", lambda: _topics(log, store, settings))
             findings += _guarded("archive", lambda: _archives(log, store))
@@ -97,7 +102,7 @@ def _open(check: str, opener: Callable[[], _Opened], findings: list[Finding]) ->
         return None
 
 
-def _versions() -> Iterator[Finding]:
+def _versions(settings: Settings) -> Iterator[Finding]:
     core = {name: _version(name) for name in _CORE}
     missing = [name for name, found in core.items() if found is None]
     if missing:
@@ -105,7 +110,8 @@ def _versions() -> Iterator[Finding]:
     yield Finding("ok", "versions", ", ".join(f"{name} {found}" for name, found in core.items() if found))
     if find_spec("crc32c") is None:
         yield Finding("warn", "versions", "crc32c is not installed: Kafka's checksums are then 30 times slower", "pip install 'kafka-python[crc32c]'")
-    for role, names in _BY_ROLE.items():
+    for role, packages in _BY_ROLE.items():
+        names = [name for name in packages if settings.networks_dir is None or name not in _FOR_CONVERTING]
         absent = [name for name in names if _version(name) is None]
         if absent:
             yield Finding("warn", "versions", f"the {role} roles cannot run here: {', '.join(absent)} missing", f"pip install 'headwater[{role}]'")
@@ -121,7 +127,7 @@ def _version(package: str) -> str | None:
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
-    if _version("torch") is None:
+    if _version("torch") is None and settings.networks_dir is None:
         yield Finding("warn", "models", "not checked: torch is not installed", "pip install 'headwater[indexer]' where pictures are embedded")
         return
     from embedding.lite import LiteEncoder
@@ -130,6 +136,11 @@ def _models(settings: Settings) -> Iterator[Finding]:
     encoder = LiteEncoder(settings)
     space = encoder.space
     yield Finding("ok", "models", f"lite loads, weights are the pinned ones, {space.dimension} dimensions, space {space.space_id}; {encoder.runtime}")
+
+
+def _encoders(store: ObjectStore, settings: Settings) -> Iterator[Finding]:
+    records = CollectionCatalog(store).list()
+    yield from (Finding(level, "encoders", message, advice) for level, message, advice in encoder_findings(records, settings))
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

@@ -82,16 +82,23 @@ class IngestBar(AbstractContextManager["IngestBar"]):
 class RejectsFile(AbstractContextManager["RejectsFile"]):
     """Rejected inputs as JSONL, each on disk as soon as it is known; without a path, nothing.
 
+    Parameters
+    ----------
+    path : Path, optional
+        The file.
+    goes_on : bool
+        Keep what is there: an interrupted ingest wrote it, and does not meet those inputs again.
+
     Raises
     ------
     SettingsError
         The file cannot be written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, goes_on: bool) -> None:
         self._file: IO[str] | None = None
         try:
-            self._file = None if path is None else path.open("w", encoding="utf-8")
+            self._file = None if path is None else path.open("a" if goes_on else "w", encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"{path}: cannot be written: {error.strerror}", hint="name another file with --rejects") from None
 

@@ -32,7 +32,14 @@ RoleName = Literal["embed", "index", "archive", "query"]
 Role = Callable[[threading.Event], None]
 
 
-def role(name: RoleName, engines: Engines, collections: Sequence[str] | None = None, on_ready: Callable[[int], None] | None = None) -> Role:
+def role(
+    name: RoleName,
+    engines: Engines,
+    collections: Sequence[str] | None = None,
+    on_ready: Callable[[int], None] | None = None,
+    *,
+    is_alone: bool = False,
+) -> Role:
     """Function that runs a role until its event is set.
 
     Parameters
@@ -45,6 +52,8 @@ def role(name: RoleName, engines: Engines, collections: Sequence[str] | None = N
         Which collections; all of them, new ones too, where it is None. The query role always serves all.
     on_ready : callable, optional
         The query role calls it with its port once it listens.
+    is_alone : bool
+        The process has no other role: embed, index and archive end with an error once every collection is stopped.
 
     Raises
     ------
@@ -55,15 +64,15 @@ def role(name: RoleName, engines: Engines, collections: Sequence[str] | None = N
         if name == "embed":
             from indexer.embed_role import run_embed
 
-            return lambda stop: run_embed(engines, collections, stop)
+            return lambda stop: run_embed(engines, collections, stop, is_alone=is_alone)
         if name == "index":
             from indexer.index_role import run_index
 
-            return lambda stop: run_index(engines, collections, stop)
+            return lambda stop: run_index(engines, collections, stop, is_alone=is_alone)
         if name == "archive":
             from indexer.archive_role import run_archive
 
-            return lambda stop: run_archive(engines, collections, stop)
+            return lambda stop: run_archive(engines, collections, stop, is_alone=is_alone)
         from query.query_role import run_query
 
         return lambda stop: run_query(engines, stop, on_ready)

@@ -60,14 +60,16 @@ class BuildWorker:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. What has grown but is not sealed stays in the log, where the next builder finds it."""
-        reader = self.engines.log.group_reader(self.index.vectors_topic, self.collection.group(self.index.name, "index"))
         self._producer = self.engines.log.producer()
+        opened: list[LogProducer | GroupReader] = []
         try:
+            reader = self.engines.log.group_reader(self.index.vectors_topic, self.collection.group(self.index.name, "index"))
+            opened.append(reader)
             while not stop.is_set():
                 self._turn(reader, stop)
         finally:
             self.coding.close()
-            for closable in (reader, self._producer):
+            for closable in (*opened, self._producer):
                 try:
                     closable.close()
                 except HeadwaterError as error:
@@ -75,13 +77,10 @@ class BuildWorker:
 
     def _turn(self, reader: GroupReader, stop: threading.Event) -> None:
         try:
-            records = reader.poll(POLL_SECONDS)
+            self._renew()
+            records = reader.poll(POLL_SECONDS)  # between here and `feed` nothing may fail: a polled record does not come again
             self._follow_assignment(reader)
             self._start_partitions(reader)
-            if self._renew_producer.is_set():
-                self._renew_producer.clear()
-                old, self._producer = self._producer, self.engines.log.producer()
-                old.close()
             for record in records:
                 builder = self.builders.get(record.partition)
                 if builder is not None and record.offset >= builder.vectors_offset:
@@ -93,6 +92,13 @@ class BuildWorker:
         except UnavailableError as error:
             logger.warning("the log or store does not answer, trying again: %s", error)
             stop.wait(RETRY_SECONDS)
+
+    def _renew(self) -> None:
+        """Take a new producer after a notice was not stored."""
+        if self._renew_producer.is_set():
+            old, self._producer = self._producer, self.engines.log.producer()
+            self._renew_producer.clear()
+            old.close()
 
     def _follow_assignment(self, reader: GroupReader) -> None:
         change = reader.take_assignment()

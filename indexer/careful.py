@@ -20,12 +20,12 @@ from contracts.encoder import Encoder
 from contracts.engines import Engines
 from contracts.errors import UnavailableError
 from contracts.log import GroupReader, LogRecord
-from contracts.vectors_batch import BatchItem
+from contracts.media_origin import rejected_unread
 from indexer.attempts import REJECT_AFTER, AttemptBook
 from indexer.decode import Decoder
 from indexer.embed import embed_slices
 from indexer.publish import ACKNOWLEDGE_SECONDS, Publisher
-from indexer.slices import DecodedItem, DecodedSlice, FetchedSlice, Rejection
+from indexer.slices import DecodedItem, DecodedSlice, FetchedSlice, Rejection, rejected_row
 
 logger = logging.getLogger(__name__)
 REASON = "embed_crashed"
@@ -84,12 +84,12 @@ class CarefulWalk:
         record = self._engines.log.read_at(self._collection.source_topic, self.partition, self.offset)
         fetched = FetchedSlice(self.partition, 0, self.offset, self.offset + 1, [] if record is None else [record])
         if record is not None and self._book.earlier(reader, self.partition, self.offset).alone >= REJECT_AFTER:
-            decoded = _rejected(fetched, record)
+            decoded = _rejected(fetched, record, self._collection)
             logger.error("partition %d of %s: the record at %d is rejected: %s", self.partition, self._collection.name, self.offset, REASON)
         else:
             self._book.begin_alone(reader, self.partition, self.offset, self.end)
             decoded = self._decoder.decode(fetched)
-            embed_slices([decoded], self._index, self._encoder, 1)
+            embed_slices([decoded], self._index, self._encoder, 1, self._collection.on_partial, self._collection.on_reject)
         self._publisher.publish(decoded)
         self._publisher.producer.flush(ACKNOWLEDGE_SECONDS)
         if self._errors:
@@ -107,8 +107,8 @@ class CarefulWalk:
         self._is_proven = True
 
 
-def _rejected(fetched: FetchedSlice, record: LogRecord) -> DecodedSlice:
-    """The verdict on a whole record, unread: even reading it may be what ends a worker."""
+def _rejected(fetched: FetchedSlice, record: LogRecord, collection: CollectionRecord) -> DecodedSlice:
+    """The verdict on a whole record, its value unread: even reading it may be what ends a worker."""
     message = f"the worker ended {REJECT_AFTER} times while it worked on this record alone"
-    row = BatchItem(record.offset, 0, "reject", reason=REASON, produced_at_us=record.timestamp_ms * 1000)
+    row = rejected_row(rejected_unread(record, collection, REASON, message), REASON, collection.on_reject)
     return DecodedSlice(fetched, [DecodedItem(row)], [Rejection(record, 0, REASON, message)])

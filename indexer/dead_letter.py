@@ -46,9 +46,10 @@ def dead_letter_record(collection: CollectionRecord, index: str, rejections: Seq
     rejections : sequence of Rejection
         Of items of one record, at least one.
     leave_out : bool
-        Without the original's value and headers (and without a long key): it is too large for the topic.
+        Without the original's value and headers (and without a long key): it is too large for the topic. So is one whose bytes cannot be had.
     """
     record = rejections[0].record
+    leave_out = leave_out or record.unreadable is not None
     reasons = tuple(sorted({rejection.reason for rejection in rejections}))
     more = f" (and {len(rejections) - 1} more items)" if len(rejections) > 1 else ""
     ours = [
@@ -69,10 +70,10 @@ def dead_letter_record(collection: CollectionRecord, index: str, rejections: Seq
     ]
     if all(rejection.partial for rejection in rejections):
         ours.append(("hw_partial", "1"))
-    if record.value is None:
+    if record.value is None and record.unreadable is None:
         ours.append(("hw_null_value", "1"))
     if leave_out:
-        ours.append(("hw_left_out_bytes", str(record.size_bytes)))
+        ours.append(("hw_left_out_bytes", str(record.size_bytes if record.unreadable is None else record.unreadable.size_bytes)))
     nulls = Items.of(at for at, (_, value) in enumerate(record.headers) if value is None)
     if nulls.runs and not leave_out:
         ours.append(("hw_null_headers", str(nulls)))

@@ -102,9 +102,10 @@ def read_summaries(
 
 
 def read_original(engines: Engines, collection: CollectionRecord, letter: DeadLetter) -> LogRecord | None:
-    """The original with its bytes: from the dead letter, else from the media topic; None where neither holds them any more."""
+    """The original with its bytes: from the dead letter, else from the media topic; None where they cannot be had from either (any more)."""
     stored = engines.log.read_at(collection.dead_letter_topic, letter.partition, letter.stored_offset)
     found = None if stored is None else read_dead_letter(stored)
     if found is not None and found.place == letter.place and found.original is not None:
         return found.original
-    return engines.log.read_at(collection.source_topic, letter.partition, letter.offset)
+    original = engines.log.read_at(collection.source_topic, letter.partition, letter.offset)
+    return None if original is None or original.unreadable is not None else original

@@ -99,15 +99,18 @@ class Decoder:
 
     def _decode_item(self, record: LogRecord, item: ReadItem, pictures: _Pictures, decoded: DecodedSlice) -> None:
         if isinstance(item, SupersededItem):
-            decoded.items.append(DecodedItem(BatchItem(item.offset, item.item, "superseded", produced_at_us=item.produced_at_us)))
+            decoded.items.append(_superseded(item))
             return
         if isinstance(item, RejectedItem):
             self._reject(record, item, decoded)
             return
+        if item.is_delete and not self._payloads.is_gone(item):  # a version was deleted, and the bucket holds another one
+            decoded.items.append(_superseded(item))
+            return
         if item.is_delete or item.patch is not None:
             decoded.items.append(DecodedItem(_row(item)))
             return
-        problem = self._fetch(item)
+        problem = self._fetch(item) or item.bad_part
         done = DecodedItem(_row(item))
         try:
             if self.wants_texts and item.text:
@@ -144,9 +147,14 @@ class Decoder:
             self._reject(record, rejected, decoded)
 
     def _reject(self, record: LogRecord, item: RejectedItem, decoded: DecodedSlice) -> None:
-        row = rejected_row(item, item.reason, self.collection.on_reject)
+        is_outdated = self.collection.notifications and item.reason == "payload_mismatch"  # another event of the object tells what it is now
+        row = rejected_row(item, item.reason, "keep" if is_outdated else self.collection.on_reject)
         decoded.items.append(DecodedItem(row))
         decoded.rejections.append(Rejection(record, item.item, item.reason, item.message))
+
+
+def _superseded(item: MediaItem | SupersededItem) -> DecodedItem:
+    return DecodedItem(BatchItem(item.offset, item.item, "superseded", produced_at_us=item.produced_at_us))
 
 
 def _row(item: MediaItem) -> BatchItem:

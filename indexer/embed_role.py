@@ -17,8 +17,8 @@ from indexer.embed_worker import EmbedWorker
 from indexer.role import run_collections
 
 
-def run_embed(engines: Engines, collections: Sequence[str] | None, stop: threading.Event) -> None:
-    """Run the embed role until `stop` is set.
+def run_embed(engines: Engines, collections: Sequence[str] | None, stop: threading.Event, *, is_alone: bool = False) -> None:
+    """Run the embed role until `stop` is set; a process in which it `is_alone` ends with its error once no collection is left to work on.
 
     Raises
     ------
@@ -34,4 +34,4 @@ def run_embed(engines: Engines, collections: Sequence[str] | None, stop: threadi
         return EmbedWorker(engines, collection, index, shared_encoder(names.pop(), engines.settings) if names else None, pool)
 
     with DecodePool(engines.settings) as pool:
-        run_collections(engines, collections, stop, make)
+        run_collections(engines, collections, stop, make, stage="embed", ends_without_work=is_alone)

@@ -92,8 +92,12 @@ class EmbedWorker:
             What cannot be mended by trying again.
         """
         settings = self.engines.settings
-        reader = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
         publisher = Publisher(self.engines, self.collection, self.index, self._produce_failed)
+        try:
+            reader = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
+        except BaseException:
+            publisher.close()
+            raise
         pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
         watchdog = Watchdog(self.engines, self.collection.name, self.collection.source_topic, self.runs, self._go_back)
         threads = [

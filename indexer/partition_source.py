@@ -91,7 +91,8 @@ class PartitionSource:
         if media_offset < bounds.start_offset:
             raise DataLossError(
                 f"{where}: offsets {media_offset} to {bounds.start_offset} were removed by retention before they were embedded",
-                hint="raise the topic's retention; `headwater skip` will go on behind the gap, with verdict `lost`",
+                hint="raise the topic's retention, then create a new collection on it (`headwater collection create --source-topic`): "
+                "that one begins at the oldest record that is left",
             )
         if media_offset > bounds.next_offset:
             raise DataLossError(

@@ -66,7 +66,11 @@ class Publisher:
         self._send_dead_letters(decoded.rejections)
         for span, value in batches:
             self._wait_for_room(len(value))
-            future = self.producer.send(self.index.vectors_topic, partition=fetched.partition, value=value, headers=batch_headers(span, value))
+            try:
+                future = self.producer.send(self.index.vectors_topic, partition=fetched.partition, value=value, headers=batch_headers(span, value))
+            except BaseException:  # never sent, so never settled: it must not count as in flight for ever
+                self._make_room(len(value))
+                raise
             future.add_done_callback(functools.partial(self._settled, len(value)))
         self._count(decoded)
 
@@ -132,10 +136,13 @@ class Publisher:
         topic = self.collection.dead_letter_topic
         return self.producer.send(topic, partition=letter.partition, key=letter.key, value=letter.value, headers=letter.headers)
 
-    def _settled(self, size_bytes: int, future: Future[RecordPosition]) -> None:
+    def _make_room(self, size_bytes: int) -> None:
         with self._landed:
             self._in_flight_bytes -= size_bytes
             self._landed.notify_all()
+
+    def _settled(self, size_bytes: int, future: Future[RecordPosition]) -> None:
+        self._make_room(size_bytes)
         error = future.exception()
         if error is not None:
             self.on_error(error)

@@ -1,6 +1,7 @@
 """Purge: what a collection stores of some ids, found and removed (privacy).
 
-    find -> send deletes -> forbid archiving what lies below them -> rewrite tars -> delete old tars -> delete claim-check objects
+    find -> send deletes -> forbid archiving what lies below them -> rewrite tars -> delete old tars
+    -> look at what came since `find` -> delete the claim-check objects that nothing else names
 
 Takes: ids. Gives: what was found, and a report of what was done. Owns: the order of steps, which makes a purge that was killed repeatable.
 Never: promises more than it did: logs keep their records until retention, and segments theirs until compaction.
@@ -9,7 +10,7 @@ Never: promises more than it did: logs keep their records until retention, and s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ulid import ULID
@@ -22,7 +23,7 @@ from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, SnapshotError
 from contracts.item import id_hash
-from contracts.log import LogRecord
+from contracts.log import LogRecord, OffsetBounds
 from contracts.media_record import check_id, read_media_record
 from contracts.object_keys import CollectionKeys
 from contracts.partitioner import partition_of
@@ -46,6 +47,8 @@ class Findings:
     tars: list[TarEntry] = field(default_factory=list)
     claims: set[bytes] = field(default_factory=set)
     other_claims: set[bytes] = field(default_factory=set)
+    seen_to: dict[int, int] = field(default_factory=dict)
+    """First offset of the media topic that was not looked at."""
 
     @property
     def partitions(self) -> set[int]:
@@ -114,20 +117,33 @@ class Purge:
         return findings
 
     def _find_in_log(self, starts: Mapping[int, int], findings: Findings) -> None:
-        limits = archive_limits(self.engines.settings)
-        for record in self._records(starts):
-            items = read_media_record(record, self.collection, limits)
-            claims = claims_of(record, items, self.collection)
-            if self.hashes.isdisjoint(ids_of(record, items, self.collection)):
+        bounds = self.engines.log.bounds(self.collection.source_topic)
+        findings.seen_to = {p: max(start, bounds[p].next_offset) for p, start in starts.items()}
+        for record, ids, claims in self._claiming(self._records(starts, bounds)):
+            if self.hashes.isdisjoint(ids):
                 findings.other_claims.update(claims)
                 continue
             findings.unarchived[record.partition] = findings.unarchived.get(record.partition, 0) + 1
             findings.claims.update(claims)
 
-    def _records(self, starts: Mapping[int, int]) -> Iterator[LogRecord]:
-        """Records of the media topic from these offsets to its present end."""
+    def _look_again(self, findings: Findings, below: Mapping[int, Mapping[bytes, int]]) -> None:
+        """Sort the payloads that records name which came after `find` looked: what a record that stays names, stays."""
+        bounds = self.engines.log.bounds(self.collection.source_topic)
+        for record, ids, claims in self._claiming(self._records(findings.seen_to, bounds)):
+            deletes = below.get(record.partition, {})
+            goes = any(record.offset < deletes.get(found, 0) for found in ids)
+            (findings.claims if goes else findings.other_claims).update(claims)
+
+    def _claiming(self, records: Iterable[LogRecord]) -> Iterator[tuple[LogRecord, list[bytes], list[bytes]]]:
+        """Each record with the hashes of its ids and the payloads that it names."""
+        limits = archive_limits(self.engines.settings)
+        for record in records:
+            items = read_media_record(record, self.collection, limits)
+            yield record, ids_of(record, items, self.collection), claims_of(record, items, self.collection)
+
+    def _records(self, starts: Mapping[int, int], bounds: Mapping[int, OffsetBounds]) -> Iterator[LogRecord]:
+        """Records of the media topic from these offsets to these ends."""
         topic = self.collection.source_topic
-        bounds = self.engines.log.bounds(topic)
         positions = {p: max(start, bounds[p].start_offset) for p, start in starts.items() if start < bounds[p].next_offset}
         total = sum(bounds[p].next_offset - at for p, at in positions.items())
         if not positions:
@@ -163,6 +179,7 @@ class Purge:
         for done, (partition, purges) in enumerate(sorted(below.items())):
             self.tell("rewriting tars", done, len(below))
             self._purge_partition(partition, purges, report)
+        self._look_again(findings, below)
         self._delete_claims(findings, report)
         return report
 

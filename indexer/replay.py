@@ -109,7 +109,7 @@ def _send(engines: Engines, collection: CollectionRecord, producer: LogProducer,
     original = read_original(engines, collection, summary.letter)
     if original is None:
         raise SettingsError(
-            "its bytes did not fit into the dead-letter topic, and the media topic has dropped them", hint="send it again from its source"
+            "its bytes are not in the dead-letter topic, and cannot be had from the media topic (any more)", hint="send it again from its source"
         )
     items = None if listed.is_whole else Items.of(listed.dead_items or listed.states)
     timestamp_ms = summary.letter.timestamp_ms if summary.origin is None else summary.origin.timestamp_ms

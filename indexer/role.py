@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from backends.catalog.collections import CollectionCatalog
@@ -18,6 +18,8 @@ from contracts.errors import SettingsError, SnapshotError, UnavailableError
 
 logger = logging.getLogger(__name__)
 DISCOVERY_SECONDS = 2.0
+RESTART_SECONDS = 1.0
+"""Until a worker that did not get as far as its own loop, where it tries again by itself, is made anew."""
 
 
 class Worker(Protocol):
@@ -29,23 +31,37 @@ class Worker(Protocol):
 
 
 class _Running:
-    def __init__(self, make: Callable[[], Worker], name: str, failed: threading.Event) -> None:
+    def __init__(self, make: Callable[[], Worker], collection: str, failed: threading.Event) -> None:
+        self.collection = collection
         self.stop = threading.Event()
         self.error: BaseException | None = None
         self.is_told = False
         self._make, self._failed = make, failed
-        self.thread = threading.Thread(target=self._run, name=name)
+        self.thread = threading.Thread(target=self._run, name=f"worker-{collection}")
         self.thread.start()
 
     def _run(self) -> None:
-        try:
-            self._make().run(self.stop)
-        except BaseException as error:  # noqa: BLE001 - handed to `run_collections`, which raises it
-            self.error = error
-            self._failed.set()
+        while not self.stop.is_set():
+            try:
+                self._make().run(self.stop)
+            except UnavailableError as error:  # it would end all other collections, and the query service in the same process
+                logger.warning("%s begins again: %s", self.thread.name, error)
+                self.stop.wait(RESTART_SECONDS)
+            except BaseException as error:  # noqa: BLE001 - handed to `run_collections`, which raises it
+                self.error = error
+                self._failed.set()
+                return
 
 
-def run_collections(engines: Engines, wanted: Sequence[str] | None, stop: threading.Event, make: Callable[[CollectionRecord], Worker]) -> None:
+def run_collections(
+    engines: Engines,
+    wanted: Sequence[str] | None,
+    stop: threading.Event,
+    make: Callable[[CollectionRecord], Worker],
+    *,
+    stage: str,
+    ends_without_work: bool = False,
+) -> None:
     """Keep one worker per collection until `stop` is set.
 
     Parameters
@@ -58,6 +74,10 @@ def run_collections(engines: Engines, wanted: Sequence[str] | None, stop: thread
         Ends all workers.
     make : callable
         Makes the worker of a collection, in the worker's own thread (loading a model takes seconds).
+    stage : str
+        What a collection that is stopped counts under: ``headwater_records_total`` with the outcome ``stopped``.
+    ends_without_work : bool
+        End with its error once every collection is stopped; False where the process has other work.
 
     Raises
     ------
@@ -70,29 +90,38 @@ def run_collections(engines: Engines, wanted: Sequence[str] | None, stop: thread
     try:
         while not stop.is_set():
             _follow_catalog(catalog, wanted, running, failed, make)
-            if failed.is_set() and any(_is_fatal(worker, wanted) for worker in running.values()):
+            if failed.is_set():
+                failed.clear()
+                _tell_stopped(engines, running.values(), stage, is_alone=wanted is None)
+            if _fatal_error(running.values(), ends_without_work) is not None:
                 break
-            failed.clear()
             _wait_any(stop, failed, DISCOVERY_SECONDS)
     finally:
         for worker in running.values():
             worker.stop.set()
         for worker in running.values():
             worker.thread.join(engines.settings.stop_seconds)
-    for worker in running.values():
-        if _is_fatal(worker, wanted) and worker.error is not None:
-            raise worker.error
+    _tell_stopped(engines, running.values(), stage, is_alone=wanted is None)
+    fatal = _fatal_error(running.values(), ends_without_work)
+    if fatal is not None:
+        raise fatal
 
 
-def _is_fatal(worker: _Running, wanted: Sequence[str] | None) -> bool:
-    """A collection whose settings do not fit this machine stops alone, unless it was asked for by name."""
-    if worker.error is None or worker.is_told:
-        return False
-    if isinstance(worker.error, SettingsError) and wanted is None:
-        worker.is_told = True
-        logger.error("%s is stopped, the others go on: %s", worker.thread.name, worker.error)
-        return False
-    return True
+def _tell_stopped(engines: Engines, workers: Collection[_Running], stage: str, *, is_alone: bool) -> None:
+    """A collection whose settings do not fit this machine stops alone, unless it was asked for by name (not `is_alone`)."""
+    for worker in workers:
+        if is_alone and isinstance(worker.error, SettingsError) and not worker.is_told:
+            worker.is_told = True
+            engines.metrics.records.labels(worker.collection, stage, "stopped").inc()
+            logger.error("%s is stopped, the others go on: %s", worker.thread.name, worker.error)
+
+
+def _fatal_error(workers: Collection[_Running], ends_without_work: bool) -> BaseException | None:
+    """The error that ends the role: a worker's that does not stop alone, or the first one's once all are stopped."""
+    errors = [worker.error for worker in workers if not worker.is_told]
+    if ends_without_work and not errors:
+        errors = [worker.error for worker in workers]
+    return next((error for error in errors if error is not None), None)
 
 
 def _follow_catalog(
@@ -113,7 +142,7 @@ def _follow_catalog(
         running.pop(incarnation).thread.join()
     for incarnation, record in live.items():
         if incarnation not in running:
-            running[incarnation] = _Running(lambda record=record: make(record), f"worker-{record.name}", failed)  # type: ignore[misc]
+            running[incarnation] = _Running(lambda record=record: make(record), record.name, failed)  # type: ignore[misc]
 
 
 def _wait_any(stop: threading.Event, failed: threading.Event, seconds: float) -> None:

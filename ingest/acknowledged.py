@@ -58,6 +58,13 @@ class Acknowledgements:
         self.size_bytes = 0
         self.first_error: BaseException | None = None
 
+    def renewed(self) -> Acknowledgements:
+        """The same counts, with nothing in flight or failed: for what goes through another producer."""
+        fresh = Acknowledgements(self._max_records)
+        with self._changed:
+            fresh.acknowledged, fresh.items, fresh.size_bytes = self.acknowledged, self.items, self.size_bytes
+        return fresh
+
     def wait_for_room(self, timeout_seconds: float) -> bool:
         """Wait until another record may be sent; False when time is over."""
         with self._changed:

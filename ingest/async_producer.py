@@ -36,7 +36,7 @@ class AsyncMediaProducer:
 
     Examples
     --------
-    >>> async with AsyncMediaProducer(log, collection, settings) as producer:            # doctest: +SKIP
+    >>> async with AsyncMediaProducer(log, collection, settings, store=store) as producer:            # doctest: +SKIP
     ...     stored = await producer.send_picture("cat-1", data, "image/jpeg", caption="a cat")
     ...     position = await stored
     """

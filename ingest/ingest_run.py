@@ -35,7 +35,7 @@ MAX_OPEN_JOURNALS = 64
 SHOWN_PER_REASON = 5
 _ROWS_BYTES = MEBIBYTE  # of rows with own vectors that share a record
 _CALLBACK_SECONDS = 5.0
-_INTERRUPTED_SECONDS = 2.0
+_INTERRUPTED_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -310,6 +310,14 @@ class IngestRun:
         self.count()
         with suppress(SettingsError):
             self.write_journals()
+
+    def begin_again(self) -> None:
+        """After an outage: a new producer (UnavailableError where there is none yet), nothing in flight. What is not done can be sent again."""
+        self._producer.renew()
+        self.write_journals()
+        self._sent = self._sent.renewed()
+        self._rows, self._rows_bytes = [], 0
+        self.count()
 
     def close(self, *, is_finished: bool) -> None:
         """Let go of the journals; those of a finished ingest are removed."""

@@ -57,6 +57,8 @@ class ManifestUnit:
                     yield self._entry(name, row)
         except OSError as error:
             yield RejectedInput(str(self.path), "unreadable", f"cannot be read any further: {error.strerror}")
+        except SettingsError as error:  # it was good when it was checked, and has been written anew
+            yield RejectedInput(str(self.path), "unreadable", error.message)
 
     def _entry(self, name: str, row: Mapping[str, Any] | InputError) -> InputItem | RejectedInput:
         try:

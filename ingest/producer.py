@@ -6,6 +6,7 @@ Never: loses a delivery error: it ends the record's future and is raised again b
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import threading
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.collection import CollectionRecord
-from contracts.errors import NotFoundError, RecordError, SettingsError, UnavailableError
+from contracts.errors import HeadwaterError, NotFoundError, RecordError, SettingsError, UnavailableError
 from contracts.item import MAX_ID_BYTES
 from contracts.log import Log, RecordPosition
 from contracts.media_record import TEXT_TYPE
@@ -61,7 +62,7 @@ class MediaProducer:
 
     Examples
     --------
-    >>> with MediaProducer(log, collection, settings) as producer:            # doctest: +SKIP
+    >>> with MediaProducer(log, collection, settings, store=store) as producer:            # doctest: +SKIP
     ...     producer.send_picture("cat-1", data, "image/jpeg", caption="a cat").result()
     """
 
@@ -80,7 +81,8 @@ class MediaProducer:
         self._partitioner = "murmur2" if collection.partitioner == "producer" else collection.partitioner
         self._limit_bytes = _record_limit(log, collection, settings)
         self._claims = None if store is None else ClaimCheck(store, collection, settings, self._limit_bytes)
-        self._producer = log.producer(linger_seconds=BULK_LINGER_SECONDS if bulk else 0.0)
+        self._open = functools.partial(log.producer, linger_seconds=BULK_LINGER_SECONDS if bulk else 0.0)
+        self._producer = self._open()
         self._room = threading.Condition()
         self._max_in_flight_bytes = max_in_flight_bytes
         self._in_flight_bytes = 0
@@ -316,6 +318,22 @@ class MediaProducer:
             hint=hint or "send them again; an id sent twice is one item",
             code="not_stored",
         ) from first
+
+    def renew(self) -> None:
+        """After an outage, go on with a new producer of the log; the old one's failures, which their futures told, are forgotten.
+
+        Raises
+        ------
+        UnavailableError
+            The log does not answer yet; nothing has changed.
+        """
+        old, self._producer = self._producer, self._open()
+        try:
+            old.close()
+        except HeadwaterError as error:
+            logger.warning("closing failed: %s", error)
+        with self._room:
+            self._failed, self._first_error = 0, None
 
     def close(self) -> None:
         """Let go of the log's producer; raises as `flush` for records that were not stored."""

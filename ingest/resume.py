@@ -74,9 +74,13 @@ class Journal:
     @classmethod
     def of(cls, folder: Path, identity: str, collection: CollectionRecord, *, restart: bool = False, remembers: bool = False) -> Self:
         """Journal of a source for a collection, below `folder`."""
-        name = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         header = {"format": _FORMAT, "source": identity, "incarnation": collection.incarnation}
-        return cls(folder / "ingest" / f"{collection.name}-{collection.incarnation}" / f"{name}.jsonl", header, restart=restart, remembers=remembers)
+        return cls(_path(folder, identity, collection), header, restart=restart, remembers=remembers)
+
+    @staticmethod
+    def is_left(folder: Path, identity: str, collection: CollectionRecord) -> bool:
+        """Whether an interrupted ingest, or a watch, of the source has left a journal: the next one goes on where it was."""
+        return bool(identity) and _path(folder, identity, collection).exists()
 
     def done(self, unit: str, stamp: str) -> int:
         """How many of the unit's entries are acknowledged, from its start; COMPLETE for all; 0 where its stamp changed."""
@@ -173,6 +177,11 @@ class Journal:
         beside.replace(self._path)
         self._lines = len(lines)
         return self._path.open("a", encoding="utf-8")
+
+
+def _path(folder: Path, identity: str, collection: CollectionRecord) -> Path:
+    name = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return folder / "ingest" / f"{collection.name}-{collection.incarnation}" / f"{name}.jsonl"
 
 
 def _line(value: Any) -> str:

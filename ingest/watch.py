@@ -4,22 +4,25 @@ By looking again and again, which works on every file system, also on network sh
 once it has not changed for the settle time, so that one which is still being written is not sent half.
 
 Takes: a run, opened sources. Gives: sends and deletes. Owns: when a file is settled, and when it counts as removed.
-Never: deletes what it cannot see because a folder is away or cannot be read.
+Never: deletes what it cannot see because a folder is away or cannot be read, or ends because the log or the store does not answer.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from contracts.errors import UnavailableError
 from ingest.folder_source import FolderSource
 from ingest.ingest_run import IngestReport, IngestRun, SourceState
 from ingest.input_item import InputUnit, RejectedInput
 from ingest.resume import COMPLETE
 from ingest.sources import OpenedSources
 
+logger = logging.getLogger(__name__)
 _REST = 4.0
 """A look that takes long is followed by a pause of this many times as long: looking never keeps a disk busy."""
 
@@ -65,16 +68,27 @@ class Watch:
         Raises
         ------
         UnavailableError
-            The log did not acknowledge everything; the next watch sends it.
+            It was stopped while the log or the store was away: not everything is acknowledged, and the next watch sends it.
         """
+        failure: UnavailableError | None = None
         try:
             while not stop.is_set():
                 began = time.monotonic()
-                self.look(stop)
-                stop.wait(max(self._options.interval_seconds, _REST * (time.monotonic() - began)))
+                try:
+                    if failure is not None:
+                        self._run.begin_again()
+                        failure = None
+                    self.look(stop)
+                    pause_seconds = _REST * (time.monotonic() - began)
+                except UnavailableError as error:
+                    logger.warning("not everything was stored, trying again: %s", error)
+                    failure, pause_seconds = error, 0.0
+                stop.wait(max(self._options.interval_seconds, pause_seconds))
         finally:
             self._run.interrupted()
             self._run.close(is_finished=False)
+        if failure is not None:
+            raise failure
         return self._run.report
 
     def look(self, stop: threading.Event) -> None:

@@ -132,7 +132,7 @@ class CollectionView:
         self._follower.stop(seconds)
         self._tail.stop(seconds)
         self._coder.stop(seconds)
-        self._node.memory.set_tail(self.record.name, 0)
+        self._node.memory.set_growing(self.record.name, 0)
 
     @property
     def failure(self) -> Exception | None:
@@ -239,7 +239,8 @@ class CollectionView:
         metrics.tail_rows.labels(name).set(sum(int(tail.live.sum()) for tail in tails))
         metrics.segments.labels(name, "loaded").set(len(segments))
         tail_bytes = sum(column.size_bytes for tail in tails for column in tail.vectors.values())
-        self._node.memory.set_tail(name, tail_bytes)
+        filter_bytes = sum(segment.filter_index.size_bytes for segment in segments)
+        self._node.memory.set_growing(name, tail_bytes + filter_bytes)
         columns = [column for segment in segments for column in segment.vectors.values()]
         for tier, kind in (("flat", VectorColumn), ("refine", CodedColumn)):
             metrics.index_bytes.labels(name, tier).set(sum(column.size_bytes for column in columns if isinstance(column, kind)))
@@ -248,3 +249,4 @@ class CollectionView:
         for tier in ("big", "small"):
             metrics.index_bytes.labels(name, tier).set(sum(size[tier] for size in sizes))
         metrics.index_bytes.labels(name, "mapped").set(sum(column.mapped_bytes for column in columns))
+        metrics.index_bytes.labels(name, "filters").set(filter_bytes)

@@ -15,6 +15,10 @@ from contracts.errors import SettingsError
 MAX_OFFSET = 10_000
 MAX_BATCH = 64
 Names = Annotated[list[Annotated[str, StringConstraints(max_length=512)]], Field(max_length=256)]
+FILTER_EXAMPLE = {
+    "must": [{"key": "category", "match": {"any": ["animals", "tools"]}}, {"key": "taken_at", "range": {"gte": "2026-11-01T00:00:00Z"}}],
+    "must_not": [{"key": "tags", "match": {"value": "hidden"}}],
+}
 PartitionOffset = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
@@ -36,7 +40,7 @@ class Consistency(Body):
 class Selection(Body):
     """What every read of points may ask for."""
 
-    filter: Any = Field(None, description='{"must": [{"key": "NAME", "match": {"value": VALUE}}]}')
+    filter: Any = Field(None, description="must, should, must_not and min_should of conditions, as in docs/filters.md", examples=[FILTER_EXAMPLE])
     with_payload: bool | Names | None = Field(None, description="attributes and text: all, none, or these names")
     with_vector: bool | Names = Field(False, description="stored vectors: all, none, or of these fields; of coded rows what their refine codes say")
     with_lineage: bool = Field(False, description="where each point came from")
@@ -82,7 +86,7 @@ class ScrollRequest(Selection):
 class CountRequest(Body):
     """`POST points/count`."""
 
-    filter: Any = Field(None, description="as in points/query")
+    filter: Any = Field(None, description="as in points/query", examples=[FILTER_EXAMPLE])
     exact: bool = Field(True, description="accepted for compatibility: counts are always exact")
     consistency: Consistency = Consistency()
 

@@ -1,5 +1,7 @@
 """Media and thumbnails of points, read back by lineage: from log or archive, and from the store where the record only names its payload.
 
+A payload that is gone, or another one by now, is shown as it was archived with its record.
+
 Takes: a row's place. Gives: bytes and a content type that is safe to serve. Owns: a cache bounded by bytes.
 Never: serves bytes that differ from the hash that was stored with the row, or a content type that a browser would run.
 """
@@ -15,7 +17,7 @@ from backends.payloads import PayloadReader
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import NotFoundError, RecordError, SettingsError
-from contracts.media_record import PICTURE_TYPES, MediaItem, RecordLimits, read_media_record
+from contracts.media_record import PICTURE_TYPES, TEXT_TYPE, MediaItem, RecordLimits, read_media_record
 from embedding.decode_pool import DecodePool
 from embedding.pictures import sniff_format
 from query.collection_view import CollectionSnapshot
@@ -23,6 +25,7 @@ from query.search import RowRef
 
 CACHE_BYTES = 64 * 1024 * 1024
 THUMBNAIL_TYPE = "image/jpeg"
+_TEXT = "text/plain; charset=utf-8"
 _TYPE_OF_FORMAT = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp", "BMP": "image/bmp", "TIFF": "image/tiff"}
 
 Place = tuple[str, int, int, int]
@@ -63,7 +66,7 @@ class MediaReader:
         Raises
         ------
         NotFoundError
-            ``media_not_found``: neither log nor archive holds the record, or the row never had media.
+            ``media_not_found``: neither log nor archive holds the record, its payload is gone and was not archived, or the row never had media.
         """
         place = _place(snapshot, ref)
         cached = self._get((place, 0))
@@ -105,15 +108,22 @@ class MediaReader:
             if found.parts:
                 self._payloads.fill(found)
         except RecordError as error:
-            raise _missing(f"the payload that the record names cannot be shown: {error.message}") from error
+            return self._archived_copy(record, place, ref, f"the payload that the record names cannot be shown: {error.message}")
         if found.media_sha256 != ref.part.value(ref.row, "media_sha256"):
-            raise _missing("the record's bytes are not those that were indexed")
+            return self._archived_copy(record, place, ref, "the record's bytes are not those that were indexed")
         if found.picture is not None:
-            kind = _TYPE_OF_FORMAT.get(sniff_format(found.picture) or "")
-            return Media(found.picture, kind if kind in PICTURE_TYPES else "application/octet-stream")
+            return _picture(found.picture)
         if found.text is not None:
-            return Media(found.text.encode(), "text/plain; charset=utf-8")
+            return Media(found.text.encode(), _TEXT)
         raise _missing("the point has vectors only")
+
+    def _archived_copy(self, record: CollectionRecord, place: Place, ref: RowRef, problem: str) -> Media:
+        """What was archived with a record whose payload is gone, or is another one by now."""
+        wanted = ref.part.value(ref.row, "media_sha256")
+        data = None if wanted is None else self._archive.read_media(record, place[1], place[2], wanted)
+        if data is None:
+            raise _missing(problem)
+        return Media(data, _TEXT) if ref.part.value(ref.row, "media_type") == TEXT_TYPE else _picture(data)
 
     def _get(self, key: tuple[Place, int]) -> Media | None:
         with self._lock:
@@ -135,6 +145,11 @@ class MediaReader:
 
 def _place(snapshot: CollectionSnapshot, ref: RowRef) -> Place:
     return snapshot.record.source_topic_id, ref.partition, *ref.part.media_place(ref.row)
+
+
+def _picture(data: bytes) -> Media:
+    kind = _TYPE_OF_FORMAT.get(sniff_format(data) or "")
+    return Media(data, kind if kind in PICTURE_TYPES else "application/octet-stream")
 
 
 def _missing(what: str) -> NotFoundError:

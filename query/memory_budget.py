@@ -45,7 +45,7 @@ class MemoryBudget:
         self._lock = threading.Lock()
         self._held_bytes = 0
         self._returned: deque[int] = deque()  # by finalizers, which may run anywhere: also where the lock is held
-        self._tails: dict[str, int] = {}
+        self._growing: dict[str, int] = {}
 
     def hold(self, size_bytes: int, what: str) -> Held:
         """Count bytes that are about to be held; `what` names them in the error.
@@ -67,12 +67,12 @@ class MemoryBudget:
         weakref.finalize(held, self._returned.append, size_bytes).atexit = False
         return held
 
-    def set_tail(self, collection: str, size_bytes: int) -> None:
-        """Bytes of a collection's tails, which grow by themselves; 0 where it is not served any more."""
+    def set_growing(self, collection: str, size_bytes: int) -> None:
+        """Bytes of a collection that grow without being asked for: tails, and filter indexes of its segments; 0 where it is not served any more."""
         with self._lock:
-            self._tails[collection] = size_bytes
+            self._growing[collection] = size_bytes
             if not size_bytes:
-                del self._tails[collection]
+                del self._growing[collection]
 
     @property
     def used_bytes(self) -> int:
@@ -82,10 +82,10 @@ class MemoryBudget:
 
     @property
     def exceeded(self) -> bool:
-        """Whether tails have grown beyond the limit: then they must not be read on."""
+        """Whether what grows by itself has passed the limit: then tails must not be read on."""
         return bool(self.limit_bytes) and self.used_bytes > self.limit_bytes
 
     def _used(self) -> int:
         while self._returned:
             self._held_bytes -= self._returned.popleft()
-        return self._held_bytes + sum(self._tails.values())
+        return self._held_bytes + sum(self._growing.values())

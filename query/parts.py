@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from contracts.item import VersionOrder, version_order
+from query.filter_index import FilterIndex
 from query.texts import Texts
 from vectors.logical_index import Lease, LogicalIndex
 
@@ -190,6 +191,8 @@ class Part:
         The tail's look-up of an id: None where it never came; the row of its newest version, which may lie behind this part's rows.
     ids : Texts, optional
         A segment's ids by row.
+    filter_index : FilterIndex, optional
+        A segment's.
     """
 
     name: str
@@ -200,6 +203,7 @@ class Part:
     live: NDArray[np.bool_]
     newest_row: Callable[[str], int | None] | None = None
     ids: Texts | None = None
+    filter_index: FilterIndex | None = None
 
     @property
     def rows(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from query.collection_view import CollectionSnapshot
-from query.filters import Filter
+from query.filter_tree import Filter
 from query.parts import Part
 from query.search import RowRef, eligible_rows
 

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from contracts.collection import FieldRecord
 from query.collection_view import CollectionSnapshot
 from query.field_numbers import FieldNumbers, Numbering, PlacedPart
-from query.filters import Filter, apply_filter
+from query.filter_estimate import Estimate
+from query.filter_masks import apply_filter
+from query.filter_plan import plan_filter
+from query.filter_tree import Filter
 from query.parts import Part, VectorColumn
 from vectors import flat
 from vectors.recall import REFINE_FACTOR
@@ -25,8 +28,6 @@ from vectors.tiers import Allowed
 
 LEAST_CANDIDATES = 50
 """Rows that are found by code at least, where few hits are asked for; else `REFINE_FACTOR` for each."""
-EXACT_BELOW = 4096
-"""Allowed rows below which all of them are compared: fewer than the codes that lists would make it look at."""
 EXACT_BLOCK = 8192
 """Rows that are decoded at once."""
 
@@ -156,10 +157,16 @@ def _search_coded(
     """Rows of one logical index: those whose codes are closest, compared again with their refine codes."""
     allowed = numbering.allowed if masks is None else numbering.allow(masks)
     effort = wanted.effort
-    if effort.exact or (masks is not None and allowed.count() <= EXACT_BELOW):
+    if effort.exact:
         return _scan_refine(queries, fetch, wanted.field, numbering, allowed)
     nlist, tiers = numbering.index.quantizer.nlist, snapshot.tiers[numbering.index]
     nprobe = min(nlist, effort.nprobe if effort.nprobe is not None else numbering.nprobe(effort.target_recall))
+    if masks is not None:
+        # The mask is made, so its count is no estimate, and with the bitmap at hand `post_filter` has nothing to save: both ways by lists are one.
+        plan = plan_filter(Estimate.exact(allowed.count()), tiers.rows, nlist, nprobe, fetch)
+        if plan.way == "exact":
+            return _scan_refine(queries, fetch, wanted.field, numbering, allowed)
+        nprobe = plan.nprobe if effort.nprobe is None else nprobe  # who names a number of lists gets that number
     found, distances = tiers.closest(queries, fetch, max(LEAST_CANDIDATES, REFINE_FACTOR * fetch), nprobe, allowed)
     scores = flat.scores_of(distances, wanted.field.metric)
     refs = [_refs(numbering, *hits) for hits in zip(found.tolist(), scores.tolist(), strict=True)]

@@ -23,6 +23,7 @@ from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, CodedPart, FieldPart
 from contracts.store import ObjectStore
 from contracts.vectors_batch import conform
 from query.field_indexes import FieldIndexes
+from query.filter_index import FilterIndex
 from query.memory_budget import Held
 from query.node import Node
 from query.parts import CodedColumn, CodedSpan, Coding, Column, Part, RowColumns, VectorColumn
@@ -51,6 +52,7 @@ class LoadedSegment:
     held: Held
     parts: Mapping[str, ObjectEntry]
     id_texts: Texts
+    filter_index: FilterIndex
 
     @property
     def rows(self) -> int:
@@ -69,7 +71,8 @@ class LoadedSegment:
 
     def part(self, live: NDArray[np.bool_]) -> Part:
         """The segment as a part with that mask of live rows, shape (rows,)."""
-        return Part(self.segment_id, (self.batch,), (0,), self.columns, self.vectors, live, ids=self.id_texts)
+        filters = self.filter_index
+        return Part(self.segment_id, (self.batch,), (0,), self.columns, self.vectors, live, ids=self.id_texts, filter_index=filters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class SegmentLoader:
         """
         where = entry.parts.get(ROWS_PART)
         if where is None:
-            raise CorruptError(f"segment {entry.segment_id} has no part {ROWS_PART}", hint="`headwater verify` names all that is damaged")
+            raise CorruptError(f"segment {entry.segment_id} has no part {ROWS_PART}", hint="restore the manifest from a backup")
         parts = {field.name: self._field_part(entry, field) for field in self._index.fields}
         held = self._node.memory.hold(_memory_bytes(entry, parts.values()), f"segment {entry.segment_id}")
         rows = read_rows_part(self._node.cache.open(where), where.key)
@@ -120,7 +123,8 @@ class SegmentLoader:
             raise CorruptError(f"{where.key}: {rows.batch.num_rows} rows, the manifest says {entry.rows}")
         batch = rows.batch if rows.batch.schema.equals(self._schema) else conform(rows.batch, self._schema, where.key)
         vectors = {field.name: self._column(parts[field.name], field, entry) for field in self._index.fields}
-        return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts, Texts(batch.column("id")))
+        texts, filters = Texts(batch.column("id")), FilterIndex(batch, rows.ids)
+        return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts, texts, filters)
 
     def _field_part(self, entry: SegmentEntry, field: FieldRecord) -> FieldPart | CodedPart | None:
         part = entry.parts.get(FIELD_PART_PREFIX + field.name)

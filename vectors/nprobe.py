@@ -1,7 +1,7 @@
 """How many lists to probe for a recall that is asked for.
 
 Takes: what was measured when segments were written. Gives: nprobe. Owns: the guess where nothing was measured.
-Never: promises a recall that no table shows: then all that was measured is probed.
+Never: promises a recall that no table shows: then it probes what comes as near to it as more lists can.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 UNMEASURED_LEAST, UNMEASURED_SHARE = 8, 1 / 64
+GAIN = 0.005
+"""Recall that is not worth further lists where none reaches the target: what is missing then is lost by the codes, and more lists only cost."""
 
 
 def choose_nprobe(tables: Sequence[tuple[int, Mapping[int, float]]], target_recall: float, nlist: int) -> int:
@@ -27,20 +29,24 @@ def choose_nprobe(tables: Sequence[tuple[int, Mapping[int, float]]], target_reca
     Returns
     -------
     int
-        At least 1, at most `nlist`. Between two measured numbers it is interpolated; the largest measured one where none reaches the target.
+        At least 1, at most `nlist`. Between two measured numbers it is interpolated. Where none reaches the target: the smallest within `GAIN` of
+        the best.
     """
     steps = sorted({nprobe for _, table in tables for nprobe in table if nprobe >= 1})
     if not steps:
         return min(nlist, max(UNMEASURED_LEAST, math.ceil(nlist * UNMEASURED_SHARE)))
     rows = sum(count for count, _ in tables)
+    measured = [(nprobe, sum(count * _at(table, nprobe) for count, table in tables) / max(1, rows)) for nprobe in steps]
+    best = max(recall for _, recall in measured)
+    if best < target_recall:
+        return min(nlist, next(nprobe for nprobe, recall in measured if recall >= best - GAIN))
     lower, reached = 0, 0.0
-    for nprobe in steps:
-        recall = sum(count * _at(table, nprobe) for count, table in tables) / max(1, rows)
+    for nprobe, recall in measured:
         if recall >= target_recall:
             part = (target_recall - reached) / (recall - reached) if recall > reached else 1.0
             return min(nlist, max(1, math.ceil(lower + part * (nprobe - lower))))
         lower, reached = nprobe, recall
-    return min(nlist, steps[-1])
+    raise AssertionError("the best reaches the target")
 
 
 def _at(table: Mapping[int, float], nprobe: int) -> float:

@@ -23,6 +23,7 @@ from contracts.engines import Engines
 from contracts.errors import NotFoundError, SettingsError
 from contracts.log import Log, TopicInfo, TopicSpec
 from contracts.manifest import Checkpoint, Manifest
+from contracts.media_origin import REPLAY_HEADERS_BYTES
 from contracts.object_keys import CollectionKeys, validate_name
 
 FIRST_INDEX = "main"
@@ -103,7 +104,7 @@ def _check_notifications(engines: Engines, request: CollectionRequest) -> None:
 def _source_topic(engines: Engines, request: CollectionRequest) -> TopicInfo:
     if request.source_topic is None:
         spec = _spec(engines, media_topic(request.name), request.partitions, engines.settings.media_retention_seconds)
-        return engines.log.create_topic(spec)
+        return engines.log.create_topic(replace(spec, max_record_bytes=spec.max_record_bytes + REPLAY_HEADERS_BYTES))
     found = engines.log.describe_topic(request.source_topic)
     if found is None:
         raise NotFoundError(

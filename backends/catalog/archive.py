@@ -15,7 +15,7 @@ from collections import OrderedDict
 
 from backends.catalog.manifests import VersionChain
 from contracts.archive_manifest import ArchiveManifest, TarEntry
-from contracts.archive_record import from_tar
+from contracts.archive_record import from_tar, media_from_tar
 from contracts.archive_tar import IndexRow, TarIndex
 from contracts.collection import CollectionRecord
 from contracts.errors import CorruptError, SnapshotError
@@ -103,6 +103,24 @@ class ArchiveReader:
         UnavailableError
             The store does not answer.
         """
+        found = self._bytes(collection, partition, offset)
+        return None if found is None else from_tar(found[0], collection.source_topic, found[1])
+
+    def read_media(self, collection: CollectionRecord, partition: int, offset: int, media_sha256: bytes) -> bytes | None:
+        """The media with this sha256 that was archived with the record, or None; it is there also where the record only names its payload.
+
+        Raises
+        ------
+        CorruptError
+            Stored bytes differ from their hash.
+        UnavailableError
+            The store does not answer.
+        """
+        found = self._bytes(collection, partition, offset)
+        return None if found is None else media_from_tar(found[0], media_sha256, found[1])
+
+    def _bytes(self, collection: CollectionRecord, partition: int, offset: int) -> tuple[bytes, str] | None:
+        """A record's bytes in its tar, and how messages call them."""
         for is_retry in (False, True):
             manifest = self._manifest(collection, partition, offset, is_retry)
             tar = None if manifest is None else manifest.tar_of(offset)
@@ -110,20 +128,20 @@ class ArchiveReader:
                 return None
             try:
                 row = self._index(tar).find(offset)
-                return None if row is None or row.start is None else self._record(tar, row, row.start, collection)
+                return None if row is None or row.start is None else self._checked(tar, row, row.start)
             except SnapshotError:
                 if is_retry:
                     raise
         return None
 
-    def _record(self, tar: TarEntry, row: IndexRow, start: int, collection: CollectionRecord) -> LogRecord | None:
+    def _checked(self, tar: TarEntry, row: IndexRow, start: int) -> tuple[bytes, str]:
         data = self.store.get_range(tar.key, start, row.size_bytes)
         if data is None:
             raise SnapshotError(f"object {tar.key} is gone", hint="reload the manifest")
         where = f"{tar.key} (offset {row.offset})"
         if hashlib.sha256(data).digest() != row.sha256:
             raise CorruptError(f"{where}: sha256 differs from the index's", hint="restore the object from a backup")
-        return from_tar(data, collection.source_topic, where)
+        return data, where
 
     def _manifest(self, collection: CollectionRecord, partition: int, offset: int, is_stale: bool) -> ArchiveManifest | None:
         """A manifest that knows the offset, as far as there is one; the cached one where it does."""

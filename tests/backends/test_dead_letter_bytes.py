@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from contracts.log import Headers, Log, LogRecord, ReadHeaders
+from contracts.log import Headers, Log, LogRecord, ReadHeaders, Unreadable
 from contracts.media_origin import MediaOrigin, replay_headers
 from indexer.dead_letter import dead_letter_record, read_dead_letter
 from indexer.slices import Rejection
@@ -85,6 +85,15 @@ def test_an_original_that_our_client_could_not_send_comes_back_as_it_was(key: by
     assert all(isinstance(sent, bytes) for _, sent in letter.headers) and (letter.key, letter.value) != (None, None)
     found = read_dead_letter(LogRecord("dlq", 1, 0, 10, letter.key, letter.value, letter.headers))
     assert found is not None and found.original == original
+
+
+def test_a_record_whose_bytes_cannot_be_had_leaves_its_place_and_its_size() -> None:
+    original = LogRecord("feed", 1, 5, 9, None, None, (), Unreadable("too_large", "it expands too far", 6400))
+    letter = dead_letter_record(collection(), "main", [Rejection(original, 0, "too_large", "it expands too far")])
+    assert (letter.key, letter.value) == (None, b"")
+    found = read_dead_letter(LogRecord("dlq", 1, 0, 10, letter.key, letter.value, letter.headers))
+    assert found is not None and (found.place, found.size_bytes, found.original) == ((1, 5), 6400, None)
+    assert (found.reasons, found.message) == (("too_large",), "it expands too far")
 
 
 def test_a_record_of_another_dead_letter_queue_is_none_of_ours() -> None:

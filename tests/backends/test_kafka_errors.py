@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kafka import errors as kafka_errors
 
+from backends import kafka_log
 from backends.kafka_errors import decision, kafka_error, mapped
 from backends.kafka_settings import brokers, connection_options, consumer_options, producer_options
 from backends.open_log import open_log
@@ -189,3 +190,21 @@ def test_a_consumer_that_stalls_is_opened_anew_where_it_was(kafka_settings: Sett
     reader.close()
     log.delete_topic(topic)
     log.close()
+
+
+def test_a_request_that_was_not_sent_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kafka-python refuses it while the connection to the only broker is being opened by another thread's request."""
+    monkeypatch.setattr(kafka_log, "_NOT_READY_SECONDS", 0.001)
+    log = kafka_log.KafkaLog.__new__(kafka_log.KafkaLog)
+    refusals = [kafka_errors.NodeNotReadyError("No node_id provided")] * 3
+
+    def describe(name: str, *, timeout_ms: int) -> str:
+        if refusals:
+            raise refusals.pop()
+        return f"{name} within {timeout_ms}"
+
+    assert log._ask(describe, "topic", timeout_ms=5) == "topic within 5" and not refusals
+    monkeypatch.setattr(kafka_log, "CONNECT_SECONDS", 0.01)
+    refusals += [kafka_errors.NodeNotReadyError("No node_id provided")] * 10_000
+    with pytest.raises(kafka_errors.NodeNotReadyError):
+        log._ask(describe, "topic", timeout_ms=5)

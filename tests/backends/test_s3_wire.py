@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from backends.payloads import PayloadReader
 from backends.s3_store import S3Store
-from contracts.errors import SettingsError, UnavailableError
+from contracts.errors import RecordError, SettingsError, UnavailableError
+from contracts.media_item import MediaItem, MediaPart, RecordLimits
 from contracts.metrics import Metrics
+from contracts.payload_ref import PayloadRef
 from contracts.store import BucketObject, PutOutcome
 
 EMPTY_LISTING = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
@@ -273,6 +276,17 @@ def test_an_object_of_another_bucket_is_asked_for_by_its_encoded_name_its_versio
     assert [request.headers["range"] for request in server.requests] == ["bytes=0-4", "bytes=0-2"]
 
 
+def test_a_deleted_version_in_a_bucket_of_another_region_is_gone_for_this_store(server: ScriptedServer) -> None:
+    store = server.open_store()
+    item = MediaItem(0, 0, "drop/a", 0, 0, is_delete=True, parts=[MediaPart("", ref=PayloadRef("a", bucket="drop"))])
+    reader = PayloadReader(store, RecordLimits())
+    server.script.append(error(301, "PermanentRedirect"))
+    assert reader.is_gone(item)
+    server.script.append(answer(206, b"x"))
+    assert not reader.is_gone(item)
+    store.close()
+
+
 def test_what_is_gone_is_none_and_what_is_not_answered_or_not_allowed_is_tried_again_later(server: ScriptedServer) -> None:
     store = server.open_store()
     for status, code in (
@@ -289,6 +303,11 @@ def test_what_is_gone_is_none_and_what_is_not_answered_or_not_allowed_is_tried_a
     server.script += [error(503, "SlowDown"), b"", answer(200, b"there")]
     found = store.get_from_bucket("drop", "late", None, 10)
     assert found is not None and found.data == b"there"
+    for status, code in ((301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed")):  # what AWS says of a bucket of another region
+        server.script.append(error(status, code))
+        with pytest.raises(RecordError, match="bucket drop lies in another region") as caught:
+            store.get_from_bucket("drop", "a", None, 10)
+        assert caught.value.reason == "payload_missing"
     server.script.append(error(403, "AccessDenied"))
     with pytest.raises(UnavailableError, match="bucket drop may not be read"):
         store.get_from_bucket("drop", "secret", None, 10)

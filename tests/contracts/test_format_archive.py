@@ -18,7 +18,7 @@ from contracts.archive_record import from_tar
 from contracts.archive_tar import INDEX_MEMBER, FinishedTar, TarIndex, TarWriter
 from contracts.errors import CorruptError
 from contracts.item import id_hash
-from contracts.log import LogRecord
+from contracts.log import LogRecord, Unreadable
 from contracts.manifest import Interval, ReadVersion
 from contracts.media_record import RecordLimits
 from tests.contracts.format_samples import ULID_A, collection
@@ -101,6 +101,7 @@ FORMS = {
     "attributes 99 deep": record(JPEG, content_type="image/jpeg", hw_attributes='{"a":' + "[" * 98 + "]" * 98 + "}"),
     "headers twice": LogRecord(TOPIC, 3, 7, -5, b"\xff\x00", JPEG, (("a", b""), ("a", b"\xff"), ("", b"x"))),
     "far future": LogRecord(TOPIC, 3, 7, 2**62, b"k", JPEG, ()),
+    "unreadable": LogRecord(TOPIC, 3, 7, 5, None, None, (), Unreadable("too_large", "it expands too far", 6400)),
 }  # fmt: skip
 
 

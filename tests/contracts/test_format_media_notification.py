@@ -42,10 +42,23 @@ def test_a_created_object_is_an_item_to_be_fetched_by_its_decoded_name() -> None
 
 def test_a_removed_object_is_a_delete_and_entries_are_numbered() -> None:
     found = read(
-        entry("a"), entry("b", "ObjectRemoved:Delete", size=..., eTag=...), entry("c", "s3:ObjectRemoved:DeleteMarkerCreated"), entry("d", "?")
+        entry("a"),
+        entry("b", "ObjectRemoved:Delete", size=..., eTag=..., versionId=...),
+        entry("c", "s3:ObjectRemoved:DeleteMarkerCreated"),
+        entry("d", "?"),
     )
     assert [(one.item, one.id) for one in found] == [(0, "drop/a"), (1, "drop/b"), (2, "drop/c"), (3, None)]
     assert [isinstance(one, MediaItem) and one.is_delete for one in found] == [False, True, True, False]
+
+
+def test_of_a_deleted_version_the_bucket_is_asked_and_of_a_delete_marker_it_is_not() -> None:
+    events = ("ObjectRemoved:Delete", "LifecycleExpiration:Delete", "s3:ObjectRemoved:DeleteMarkerCreated", "LifecycleExpiration:DeleteMarkerCreated")
+    found = read(*(entry("a b", event) for event in events))
+    assert all(isinstance(one, MediaItem) and one.is_delete for one in found)
+    asked = [[part.ref for part in one.parts] for one in found if isinstance(one, MediaItem)]
+    assert asked == [[PayloadRef("a b", bucket="drop")]] * 2 + [[]] * 2
+    [unversioned] = read(entry("a", "ObjectRemoved:Delete", versionId=...))
+    assert isinstance(unversioned, MediaItem) and unversioned.is_delete and unversioned.parts == []
 
 
 def test_ids_come_from_where_the_collection_says() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.log import LogRecord
-from contracts.media_origin import Items, MediaOrigin, SupersededItem, read_items, read_origin, replay_headers
+from contracts.media_origin import Items, MediaOrigin, SupersededItem, read_items, read_origin, rejected_unread, replay_headers
 from contracts.media_record import MediaItem, RecordLimits, RejectedItem
 from tests.contracts.format_samples import collection
 
@@ -59,6 +59,18 @@ def test_an_origin_that_cannot_be_is_rejected_as_bad_origin(headers: dict[str, b
 def test_items_that_a_replay_does_not_mean_are_superseded() -> None:
     (item,) = read(record(("hw_origin", b"2/4"), ("hw_items", b"3,7")))
     assert isinstance(item, SupersededItem) and (item.offset, item.item) == (9, 0)
+
+
+def test_a_rejection_without_reading_the_value_keeps_the_place_of_the_original_and_acts_on_no_item_that_is_not_meant() -> None:
+    def unread(*headers: tuple[str, bytes | None]) -> tuple[str | None, int | None, int | None]:
+        rejected = rejected_unread(record(*headers), collection(), "embed_crashed", "it ended the worker")
+        assert (rejected.offset, rejected.item, rejected.reason) == (9, 0, "embed_crashed")
+        return rejected.id, rejected.origin_offset, rejected.origin_item
+
+    assert unread() == ("cat-1", None, None)
+    assert unread(("hw_origin", b"2/4")) == ("cat-1", 4, 0)
+    assert unread(("hw_origin", b"2/4"), ("hw_items", b"3,7")) == (None, 4, 0)
+    assert unread(("hw_origin", b"2/9")) == (None, None, None)  # a false origin
 
 
 def test_hw_items_without_an_origin_says_nothing() -> None:

@@ -56,6 +56,13 @@ def test_a_text_of_parts_is_the_medium_that_is_hashed() -> None:
     assert (found.media_type, found.media_sha256) == ("text/plain", hashlib.sha256(b"a\nb").digest())
 
 
+@pytest.mark.parametrize("text", [{"text": "x" * 101}, {"data_base64": "/w==", "content_type": "text/plain"}])
+def test_bad_text_among_parts_is_noted_beside_a_picture(text: dict[str, str]) -> None:
+    found = only(parts_record({"parts": [{"text": "a good one"}, text, PICTURE]}))
+    assert isinstance(found, MediaItem) and (found.picture, found.text) == (JPEG, None)
+    assert found.bad_part is not None and found.bad_part.reason == "bad_text"
+
+
 BAD: list[tuple[str, Any]] = [
     ("bad_envelope", b"no json"),
     ("bad_envelope", b"[" * 10_000 + b"]" * 10_000),
@@ -69,6 +76,7 @@ BAD: list[tuple[str, Any]] = [
     ("bad_envelope", {"parts": [{"text": "a", "content_type": "image/jpeg"}]}),
     ("bad_envelope", {"parts": [{"text": "a", "content_type": 5}]}),
     ("bad_envelope", {"parts": [{"data_base64": "!", "content_type": "image/jpeg"}]}),
+    ("bad_envelope", {"parts": [{"text": "a"}, {"data_base64": "!", "content_type": "image/jpeg"}]}),
     ("bad_envelope", {"parts": [{"text": "a", "caption": True}]}),
     ("bad_envelope", b'{"parts":[{"text":"\\ud800"}]}'),
     ("too_many_parts", {"parts": [PICTURE, PICTURE]}),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import REJECT_REASONS
 from contracts.log import Headers, LogRecord
-from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_record
+from contracts.media_record import MediaItem, RecordLimits, RejectedItem, id_outside_value, read_media_record
 from tests.contracts.format_samples import collection, field, record
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
@@ -45,6 +45,44 @@ def headers(**values: str | bytes) -> Headers:
     return tuple(
         (name.replace("content_type", "content-type"), value.encode() if isinstance(value, str) else value) for name, value in values.items()
     )
+
+
+@pytest.mark.parametrize(
+    ("declared", "data", "kind"),
+    [
+        ("image/jpg", JPEG, "image/jpeg"),
+        ("Image/PJPEG; q=1", JPEG, "image/jpeg"),
+        ("image/x-png", b"\x89PNG\r\n\x1a\n", "image/png"),
+        ("image/x-ms-bmp", b"BM..", "image/bmp"),
+        ("application/octet-stream", b"GIF89a", "image/gif"),
+        ("binary/octet-stream", JPEG, "image/jpeg"),
+    ],
+)
+def test_what_uploaders_call_pictures_is_a_picture_in_every_form(declared: str, data: bytes, kind: str) -> None:
+    coded = base64.b64encode(data).decode()
+    event = {"specversion": "1.0", "id": "e", "source": "s", "type": "t", "datacontenttype": declared, "data_base64": coded}
+    parts = {"parts": [{"content_type": declared, "data_base64": coded}]}
+    forms = [
+        record(data, headers=headers(content_type=declared)),
+        record(data, headers=headers(content_type=declared, ce_specversion="1.0", ce_id="e")),
+        record(json.dumps(event).encode(), headers=headers(content_type="application/cloudevents+json")),
+        record(json.dumps(parts).encode(), headers=headers(content_type="application/vnd.headwater.record+json")),
+    ]
+    for one in forms:
+        found = item(one)
+        assert (found.media_type, found.picture, found.media_sha256) == (kind, data, hashlib.sha256(data).digest())
+
+
+def test_octet_stream_without_a_picture_in_it_is_told_as_it_was_declared() -> None:
+    found = read(record(b"%PDF-1.7", headers=headers(content_type="application/octet-stream")))
+    assert isinstance(found, RejectedItem) and found.reason == "unsupported_content_type" and "'application/octet-stream'" in found.message
+
+
+def test_a_claim_check_of_octet_stream_is_told_by_its_payload() -> None:
+    digest = hashlib.sha256(JPEG).hexdigest()
+    ref = {"key": f"c/{TYPED.name}-{TYPED.incarnation}/claim/{digest}", "sha256": digest, "size": len(JPEG)}
+    found = item(record(b"", headers=headers(content_type="application/octet-stream", hw_payload_ref=json.dumps(ref))))
+    assert (found.media_type, [part.content_type for part in found.parts]) == (None, [""])
 
 
 def event(**changes: Any) -> LogRecord:
@@ -92,6 +130,14 @@ def test_a_record_with_a_header_twice_means_its_last_one() -> None:
 def test_a_picture_without_a_content_type_is_known_by_its_first_bytes(value: bytes, kind: str) -> None:
     found = item(record(value))
     assert found.media_type == kind and found.picture == value and found.event_time_us == PRODUCED_US
+
+
+@pytest.mark.parametrize("caption", [b"\xff", b"x" * 101])
+def test_a_bad_caption_beside_a_picture_is_noted_and_the_picture_stays(caption: bytes) -> None:
+    found = item(record(JPEG, headers=headers(content_type="image/jpeg", hw_caption=caption)))
+    assert (found.picture, found.text, found.media_sha256) == (JPEG, None, hashlib.sha256(JPEG).digest())
+    assert found.bad_part is not None and found.bad_part.reason == "bad_text"
+    assert item(record(JPEG, headers=headers(hw_caption="a cat"))).bad_part is None
 
 
 def test_a_text_record_carries_its_caption_before_its_text() -> None:
@@ -177,8 +223,8 @@ REJECTED: list[tuple[str, LogRecord]] = [
     ("bad_acl", record(JPEG, headers=headers(hw_acl='"all"'))),
     ("bad_acl", record(JPEG, headers=headers(hw_acl="[1]"))),
     ("bad_acl", record(JPEG, headers=headers(hw_acl="all"))),
-    ("bad_text", record(JPEG, headers=headers(hw_caption=b"\xff"))),
-    ("bad_text", record(JPEG, headers=headers(hw_caption="x" * 101))),
+    ("bad_text", record(b"", headers=headers(hw_caption=b"\xff"))),
+    ("bad_text", record(b"a text", headers=headers(content_type="text/plain", hw_caption="x" * 101))),
     ("bad_text", record(b"\xff", headers=headers(content_type="text/plain"))),
     ("bad_text", record(b"x" * 101, headers=headers(content_type="text/plain"))),
     ("bad_time", record(JPEG, headers=headers(hw_time="yesterday"))),
@@ -267,3 +313,25 @@ def test_no_key_value_or_header_makes_reading_raise(key: bytes | None, value: by
             one.id.encode("utf-8")
         else:
             assert one.reason in REJECT_REASONS
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.none() | st.binary(max_size=12), bodies, header_lists, sources)
+def test_an_id_that_is_told_without_the_value_is_the_one_that_reading_the_value_gives(
+    key: bytes | None, value: bytes | None, found_headers: Headers, where: Any
+) -> None:
+    one = record(value, key=key, headers=found_headers)
+    told = id_outside_value(one, where)
+    assert told is None or {found.id for found in read_media_record(one, where, LIMITS)} <= {told, None}
+
+
+def test_an_id_is_told_by_key_and_headers_alone_where_they_tell_it() -> None:
+    plain, named = headers(content_type="image/jpeg"), collection(id_from="header:x-id")
+    assert id_outside_value(record(JPEG, headers=plain), TYPED) == "cat-1"
+    assert id_outside_value(record(JPEG, key=None, headers=headers(ce_specversion="1.0", ce_id="e-1")), TYPED) == "e-1"
+    assert id_outside_value(record(JPEG, headers=(*plain, ("x-id", b"x-1"))), named) == "x-1"
+    assert id_outside_value(record(None), TYPED) == "cat-1"
+    assert id_outside_value(record(b"{}", headers=headers(hw_op="patch")), TYPED) == "cat-1"
+    assert id_outside_value(record(JPEG, key=None), TYPED) is None and id_outside_value(record(JPEG, key=b"\xff"), TYPED) is None
+    assert id_outside_value(event(), TYPED) is None and id_outside_value(record(b'{"id":"a"}'), collection(id_from="json:id")) is None
+    assert id_outside_value(record(JPEG), collection(partitioner="murmur2")) is None  # it belongs in another partition

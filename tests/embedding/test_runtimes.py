@@ -103,6 +103,21 @@ def test_a_damaged_copy_is_noticed_before_it_is_parsed_and_made_anew(name: str, 
     json.loads((tmp_path / "models" / network().folder_name / ENTRY).read_bytes())
 
 
+def test_a_copy_that_came_with_an_image_is_taken_first_never_written_to_and_damaged_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    came_with, cache = tmp_path / "came" / "models", tmp_path / "cache"
+    good = converted(network(), tmp_path / "came")
+    assert np.array_equal(converted(network(), cache, came_with).true, good.true)
+    assert not cache.exists()
+    graph = came_with / network().folder_name / GRAPH
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(converted(network(), cache, came_with).true, good.true)
+    assert str(came_with) in caplog.text
+    assert (cache / "models").is_dir() and len(graph.read_bytes()) == len(good.graph) - 1
+
+
 def test_a_runtime_that_gives_other_vectors_is_not_used_and_by_how_much_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The cache holds a whole, well-hashed copy of another network under this one's name: only the vectors can tell."""
 

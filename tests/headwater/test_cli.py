@@ -16,12 +16,16 @@ import pytest
 import typer
 from rich.console import Console
 
+from backends.catalog.admin import CollectionRequest, create_collection
 from contracts.attributes import ARROW_TYPES
+from contracts.settings import load_settings
 from headwater import __version__
 from headwater.cli import app
 from headwater.cli_collection import seconds
 from headwater.cli_media import hits_table
 from headwater.client import Hit
+from headwater.wiring import open_engines
+from tests.encoders import colour_fields
 from tests.headwater.conftest import Headwater
 
 JPEG = b"\xff\xd8\xff" + b"j" * 30
@@ -38,8 +42,10 @@ ALL_COMMANDS = list(commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_of_the_design() -> None:
     named = {" ".join(path) for path in ALL_COMMANDS}
-    assert {"demo", "up", "run embed", "run index", "run query", "ingest", "search", "doctor"} <= named
+    assert {"demo", "up", "ingest", "search", "doctor", "purge", "train map"} <= named
+    assert {f"run {role}" for role in ("embed", "index", "archive", "query")} <= named
     assert {f"collection {verb}" for verb in ("create", "list", "describe", "delete")} <= named
+    assert {f"dead-letter {verb}" for verb in ("list", "show", "replay")} <= named
 
 
 @pytest.mark.parametrize("path", ALL_COMMANDS, ids=" ".join)
@@ -53,6 +59,13 @@ def test_every_command_explains_itself_and_each_of_its_options(headwater: Headwa
     assert command.help
     for parameter in command.params:
         assert getattr(parameter, "help", None), f"{' '.join(path)}: {parameter.name} has no help"
+
+
+def test_a_worker_whose_only_collection_cannot_be_worked_on_here_ends_with_the_error(headwater: Headwater) -> None:
+    with open_engines(load_settings()) as engines:
+        create_collection(engines, CollectionRequest("strange", colour_fields(), 1))  # an encoder that no installation has
+    ended = headwater("run", "embed")
+    assert ended.code == 2 and "encoder 'colour' is unknown" in ended.err
 
 
 def test_a_collection_declares_attributes_of_every_type_and_a_retention(headwater: Headwater) -> None:

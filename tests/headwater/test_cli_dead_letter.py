@@ -333,3 +333,18 @@ def test_a_record_whose_bytes_are_gone_everywhere_is_said_to_be_and_the_others_a
     ended = headwater("dead-letter", "replay", "feed", "--yes")
     assert ended.code == 1 and "not replayed 0/0" in ended.err and "1 records replayed" in ended.out
     assert feed.index(limit=100_000).live == {"y": (2, 0)}
+
+
+def test_a_record_of_the_largest_size_can_be_replayed_as_often_as_it_takes(headwater: Headwater, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest, pdf = 1_000_000, [("content-type", b"application/pdf")]
+    monkeypatch.setenv("HEADWATER_MAX_RECORD_BYTES", str(largest))
+    assert headwater("collection", "create", "feed", "--vector", "vec:8", "--partitions", "1").code == 0
+    with opened() as engines:
+        feed = Feed(engines)
+        feed._send(b"x", bytes(largest - 1 - sum(len(name) + len(value) for name, value in pdf)), pdf)
+        for replays in (1, 2):
+            feed.index()
+            ended = headwater("dead-letter", "replay", "feed", "--yes")
+            assert (ended.code, "1 records replayed" in ended.out) == (0, True), ended.err
+            again = engines.log.read_at(feed.record.source_topic, 0, replays)
+            assert again is not None and again.size_bytes > largest and again.header("hw_origin") == b"0/0"

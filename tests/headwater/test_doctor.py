@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from backends.catalog.admin import CollectionRequest, create_collection
 from backends.folder_store import FolderStore
 from backends.memory_log import MemoryLog
 from backends.memory_store import open_memory_store
-from contracts.collection import CollectionRecord
+from contracts.collection import CollectionRecord, FieldRecord
 from contracts.engines import Engines
 from contracts.log import TopicSpec
 from contracts.settings import Settings, load_settings
+from embedding.lite import LiteEncoder
 from headwater.doctor import Finding, examine
-from headwater.wiring import vector_field
+from headwater.wiring import encoder_fields, vector_field
+from tests.embedding_server import MODEL, embedding_server
+from tests.encoders import colour_fields
 from tests.headwater.conftest import Headwater
 
 
@@ -98,6 +102,20 @@ def test_missing_packages_are_told_with_the_command_that_installs_them(settings:
     assert [finding.level for finding in by_check(found, "models")] == ["warn"]
 
 
+@pytest.mark.model
+def test_an_image_that_brings_its_networks_needs_no_torch_and_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converting = ("torch", "transformers")
+    monkeypatch.setattr("headwater.doctor._version", lambda package: None if package in converting else "1.0")
+    plain = load_settings(log_url="memory://", store_url="memory://", cache_dir=tmp_path)
+    [skipped] = by_check(examine(plain), "models")
+    assert (skipped.level, "torch is not installed" in skipped.message) == ("warn", True)
+    LiteEncoder(plain)
+    findings = examine(plain.model_copy(update={"networks_dir": tmp_path / "models", "cache_dir": tmp_path / "other"}))
+    assert [finding.level for finding in by_check(findings, "models")] == ["ok"]
+    assert not [finding for finding in by_check(findings, "versions") if finding.level != "ok"]
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_vectors_topic_that_forgets_is_a_failure(
     settings: Settings, engines: Engines, collection: CollectionRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +142,38 @@ def test_another_retention_than_the_settings_say_is_a_warning(
     (warning,) = [finding for finding in topics(changed, monkeypatch) if finding.level == "warn"]
     assert "retention.ms=604800000, the settings say 3600000" in warning.message
     assert "HEADWATER_MEDIA_RETENTION_SECONDS" in warning.advice
+
+
+def encoders(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    monkeypatch.setattr("headwater.doctor._version", lambda package: None)  # no packages, so no model is loaded here
+    return [(finding.level, finding.message) for finding in by_check(examine(settings), "encoders")]
+
+
+def test_an_encoder_that_is_not_there_or_makes_other_vectors_is_a_failure(
+    settings: Settings, engines: Engines, collection: CollectionRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert encoders(settings, monkeypatch) == []  # own vectors alone
+    create_collection(engines, CollectionRequest("strange", colour_fields()))
+    other = FieldRecord(name="text", source="text", encoder="lite", space_id="lite@0", dimension=384, dtype="float32")
+    create_collection(engines, CollectionRequest("other", [other]))
+    create_collection(engines, CollectionRequest("good", encoder_fields("lite", ["image", "text"], settings)))
+    (strange, lite) = encoders(settings, monkeypatch)
+    assert strange[0] == "fail" and "colour, of strange: encoder 'colour' is unknown" in strange[1]
+    assert lite[0] == "fail" and lite[1].endswith("those of other are in another")
+
+
+def test_a_remote_encoder_is_asked_for_one_vector(settings: Settings, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    with embedding_server() as server:
+        fields = encoder_fields(f"remote:{server.url}#{MODEL}&pixels=64", ["image", "text"], settings)
+        create_collection(engines, CollectionRequest("remote", fields))
+        create_collection(engines, CollectionRequest("again", fields))
+        asked = len(server.requests)
+        ((level, message),) = encoders(settings, monkeypatch)
+        assert (level, "of again, remote" in message) == ("ok", True) and len(server.requests) > asked
+        server.twist = np.roll(server.twist, 1, 0)  # another model behind the same URL
+        assert [level for level, _ in encoders(settings, monkeypatch)] == ["fail"]
+    ((level, message),) = encoders(settings, monkeypatch)
+    assert level == "fail" and "does not answer" in message
 
 
 def test_a_full_disk_is_told_before_it_stops_a_commit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from backends.catalog.collections import CollectionCatalog
 from contracts.settings import load_settings
+from headwater.cli_purge import _what_stays
 from headwater.wiring import open_engines
 from indexer.archive_worker import ArchiveWorker
 from tests.headwater.conftest import Headwater
@@ -19,8 +21,6 @@ from tests.indexer.test_archive import caught_up
 def fill(headwater: Headwater) -> None:
     assert headwater("collection", "create", "feed", "--vector", "v:4", "--partitions", "2").code == 0
     with open_engines(load_settings(archive_seconds=0.2)) as engines:
-        from backends.catalog.collections import CollectionCatalog
-
         record = CollectionCatalog(engines.store).get("feed")
         for partition in (0, 1):
             send(engines, record, partition, [f"{partition}-{n}" for n in range(5)])
@@ -59,11 +59,25 @@ def test_purge_says_what_it_found_what_it_did_and_what_stays(headwater: Headwate
     assert "dead-letter" in stays[1] and "compacted" in stays[2]
     assert media("0-1") not in in_tars(workplace) and media("1-2") not in in_tars(workplace) and media("0-2") in in_tars(workplace)
     with open_engines(load_settings()) as engines:
-        from backends.catalog.collections import CollectionCatalog
-
         record = CollectionCatalog(engines.store).get("feed")
         assert [set(archived(engines, record, p)) for p in (0, 1)] == [{0, 2, 3, 4}, {0, 1, 3, 4}]
     assert json.loads(headwater("purge", "feed", "0-1", "--dry-run", "--json").out)["found"]["archived_records"] == 0
+
+
+def test_on_a_topic_of_others_a_purge_warns_of_its_deletes_and_names_the_bucket_that_keeps_objects(headwater: Headwater) -> None:
+    assert headwater("collection", "create", "own", "--vector", "v:4", "--partitions", "3").code == 0
+    assert "warning" not in headwater("purge", "own", "x", "--yes").err
+    shared = ("--vector", "v:4", "--source-topic", "headwater.own.media", "--start", "earliest")
+    assert headwater("collection", "create", "plain", *shared).code == 0
+    looked = headwater("purge", "plain", "x", "y", "--dry-run")
+    assert "topic headwater.own.media is not Headwater's own: 2 ids are deleted there" in looked.err and "each of its 3 partitions" in looked.err
+    assert "bucket" not in looked.out
+    assert headwater("collection", "create", "named", *shared, "--partitioner", "murmur2").code == 0
+    assert "in the id's partition, which other readers" in headwater("purge", "named", "x", "--yes").err
+    with open_engines(load_settings()) as engines:
+        dropped = CollectionCatalog(engines.store).get("plain").model_copy(update={"notifications": True})  # needs a store with buckets
+        stays = _what_stays(engines.log, dropped, None)
+    assert len(stays) == 5 and "the objects in notified buckets" in stays[4]
 
 
 @pytest.mark.parametrize(("arguments", "says"), [(("nothing", "x"), "does not exist"), (("feed", ""), "the id has 0 bytes")])

@@ -81,6 +81,23 @@ def test_every_command_is_documented() -> None:
             )
 
 
+def test_every_command_that_hints_and_pages_name_exists() -> None:
+    import typer
+
+    from headwater.cli import app
+
+    commands = {path.removeprefix("headwater ") for path, _ in generate._commands(typer.main.get_command(app), "headwater")}
+    groups = {command.split()[0] for command in commands if " " in command}
+    named = re.compile(r"(?:`|\brun |\bthen |bin/|^    )headwater ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", re.MULTILINE)
+    strange = set()
+    for path in [*PAGES, DOCS / "errors" / "codes.yaml", *(file for package in generate.PACKAGES for file in (ROOT / package).rglob("*.py"))]:
+        for first, second in named.findall(path.read_text()):
+            command = f"{first} {second}" if first in groups and second else first
+            if command not in commands | groups:
+                strange.add(f"{path.relative_to(ROOT)}: headwater {command}")
+    assert not strange
+
+
 @pytest.mark.parametrize("kind", object_keys.PATTERNS)
 def test_every_kind_of_object_key_is_documented(kind: str) -> None:
     text = (DOCS / "formats" / "object_keys.md").read_text()

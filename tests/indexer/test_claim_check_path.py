@@ -74,6 +74,23 @@ def test_a_picture_behind_each_form_of_claim_check_is_indexed_as_if_it_came_in_t
     assert stored.texts["parts"] == "a red\ncard" and stored.texts["text"] == "title\na text in the store"
 
 
+def test_bad_text_beside_a_claim_that_is_a_picture_leaves_the_picture(engines: Engines, pictures: CollectionRecord) -> None:
+    ref, text = store_payload(engines, pictures, RED), store_payload(engines, pictures, b"\xff")
+    send(engines, pictures, b"named", b"", content_type="image/jpeg", hw_payload_ref=json.dumps(ref), hw_caption=b"\xff")
+    send(engines, pictures, b"sniffed", b"", hw_payload_ref=json.dumps(ref), hw_caption=b"\xff")
+    send(
+        engines,
+        pictures,
+        None,
+        json.dumps({"id": "two", "parts": [{"ref": ref}, {"ref": text, "content_type": "text/plain"}]}).encode(),
+        content_type=PARTS_TYPE,
+    )
+    send(engines, pictures, b"text", b"", content_type="text/plain", hw_payload_ref=json.dumps(text), hw_caption="title")
+    stored = index_all(engines, pictures, 4)
+    assert stored.texts == {"named": None, "sniffed": None, "two": None}
+    assert {(run.verdict, run.reason, run.partial) for run in stored.ledger} == {("row", "bad_text", True), ("reject", "bad_text", False)}
+
+
 WRONG: list[tuple[str, str, Callable[[dict[str, Any]], Any]]] = [
     ("a missing object", "payload_missing", lambda ref: ref | {"key": ref["key"][:-64] + "0" * 64}),
     ("a key outside of the bucket", "bad_envelope", lambda ref: ref | {"key": "../x"}),

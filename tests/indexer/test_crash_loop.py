@@ -10,19 +10,22 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from backends.catalog.admin import CollectionRequest, create_collection
 from backends.open_log import open_log
 from backends.open_store import open_store
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
+from contracts.errors import RecordError
 from contracts.log import CommittedOffset, GroupReader
 from contracts.settings import load_settings
-from indexer.attempts import REJECT_AFTER, AttemptBook, Attempts, is_careful
+from indexer.attempts import CAREFUL_AFTER, REJECT_AFTER, AttemptBook, Attempts, is_careful
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
-from tests.encoders import ColourEncoder, colour_fields
+from tests.encoders import SIDE, ColourEncoder, colour_fields
 from tests.indexer.conftest import eventually, running
 from tests.indexer.crashing_worker import CRASHED_BY
 from tests.indexer.stored import read_partition
@@ -100,6 +103,53 @@ def test_a_machine_that_cannot_embed_at_all_blames_no_record(embedded: Engines, 
         assert live_once(collection, places) == -signal.SIGKILL
     with closing(group(embedded, collection)) as reader:
         assert reader.committed(0) == left_behind
+
+
+@pytest.mark.parametrize(("on_reject", "left"), [("keep", {"cat": (0, 0)}), ("remove", {})])
+def test_a_record_that_ended_lives_alone_does_to_the_older_row_what_any_rejected_update_does(
+    embedded: Engines, on_reject: str, left: dict[str, tuple[int, int]]
+) -> None:
+    collection = create_collection(embedded, CollectionRequest("pictures", colour_fields(), 1, on_reject=on_reject))  # type: ignore[arg-type]
+    index_one_and_walk(
+        embedded, collection, ColourEncoder(), Attempts(alone=REJECT_AFTER, careful_next=2), timestamp_ms=2**62
+    )  # any 64 bits may come
+    stored = read_partition(embedded, collection, 0)
+    assert stored.live == left and stored.is_tiled() and stored.ledger[-1].reason == "embed_crashed"
+
+
+@pytest.mark.parametrize(("on_partial", "kept"), [("keep", True), ("reject", False)])
+def test_a_walk_judges_a_partial_item_as_the_collection_says(embedded: Engines, on_partial: str, kept: bool) -> None:
+    collection = create_collection(embedded, CollectionRequest("pictures", colour_fields(), 1, on_partial=on_partial))  # type: ignore[arg-type]
+    index_one_and_walk(embedded, collection, RefusingEncoder(), Attempts(attempts=CAREFUL_AFTER), caption=b"a good caption")
+    assert (read_partition(embedded, collection, 0).live["cat"] == (1, 0)) == kept
+
+
+class RefusingEncoder(ColourEncoder):
+    """Refuses yellow pictures, as a remote encoder may."""
+
+    def encode_pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if (np.abs(pictures[:, SIDE // 2, SIDE // 2].astype(int) - CRASHED_BY).max(1) < 40).any():
+            raise RecordError("encoder_refused", "no yellow pictures")
+        return super().encode_pictures(pictures)
+
+
+def index_one_and_walk(
+    engines: Engines, collection: CollectionRecord, encoder: ColourEncoder, earlier: Attempts, timestamp_ms: int | None = None, caption: bytes = b""
+) -> None:
+    """Index a red picture as `cat`, then have a walk meet a yellow one of the same id, after what `earlier` lives left there."""
+    index = collection.index()
+    producer = engines.log.producer()
+    for offset, colour in enumerate([(250, 10, 10), CRASHED_BY]):
+        headers = [("content-type", b"image/jpeg"), *([("hw_caption", caption)] if caption else [])]
+        time_ms = timestamp_ms if offset else None
+        producer.send(collection.source_topic, partition=0, key=b"cat", value=jpeg(colour), headers=headers, timestamp_ms=time_ms)
+        producer.flush(5)
+        if offset:
+            with closing(group(engines, collection)) as reader:
+                reader.commit(0, CommittedOffset(offset, earlier.to_metadata()))
+        with running(EmbedWorker(engines, collection, index, encoder).run, BuildWorker(engines, collection, index).run):
+            eventually(lambda n=offset + 1: read_partition(engines, collection, 0).manifest.checkpoint.media_offset == n)  # type: ignore[misc]
+    producer.close()
 
 
 def test_a_life_that_ends_in_order_is_not_counted(embedded: Engines) -> None:

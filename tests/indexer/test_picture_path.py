@@ -64,6 +64,28 @@ def test_a_broken_picture_with_a_good_caption_keeps_the_caption_and_says_so(engi
     assert letter is not None and dict(letter.headers)["hw_partial"] == b"1"
 
 
+@pytest.mark.parametrize(("on_partial", "kept"), [("keep", True), ("reject", False)])
+def test_a_bad_caption_beside_a_good_picture_is_left_out_and_says_so_unless_the_collection_rejects_it(
+    engines: Engines, on_partial: str, kept: bool
+) -> None:
+    collection = create_collection(engines, CollectionRequest("pictures", colour_fields(), 1, on_partial=on_partial))  # type: ignore[arg-type]
+    producer = engines.log.producer()
+    headers = [("content-type", b"image/jpeg"), ("hw_caption", b"\xff\xfe")]
+    producer.send(collection.source_topic, partition=0, key=b"half", value=jpeg((250, 10, 10)), headers=headers)
+    producer.close()
+    stored = index_all(engines, collection, 1)
+    assert [(run.verdict, run.reason, run.partial) for run in stored.ledger] == [("row" if kept else "reject", "bad_text", kept)]
+    assert stored.texts == ({"half": None} if kept else {})
+    letter = engines.log.read_at(collection.dead_letter_topic, 0, 0)
+    assert letter is not None and letter.header("hw_reason") == b"bad_text" and (letter.header("hw_partial") == b"1") == kept
+
+
+def test_a_bad_caption_and_a_broken_picture_leave_nothing_to_index(engines: Engines, pictures: CollectionRecord) -> None:
+    send(engines, pictures, "both", jpeg((0, 0, 250))[:150], content_type="image/jpeg", hw_caption="x" * (1024 * 1024 + 1))
+    stored = index_all(engines, pictures, 1)
+    assert [(run.verdict, run.reason) for run in stored.ledger] == [("reject", "bad_text")]
+
+
 def test_a_broken_picture_without_a_caption_is_rejected_and_the_next_is_indexed(engines: Engines, pictures: CollectionRecord) -> None:
     send(engines, pictures, "bad", b"not a picture at all", content_type="image/jpeg")
     send(engines, pictures, "good", jpeg((10, 250, 10)), hw_caption="green")  # no content-type: recognised by its bytes

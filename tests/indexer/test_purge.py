@@ -271,6 +271,33 @@ def test_payloads_of_purged_ids_are_deleted_unless_another_id_refers_to_them(eng
     assert [engines.store.get(key) is None for key in (own, common, tail)] == [True, False, True]
 
 
+@pytest.mark.parametrize("is_archived", [False, True])
+def test_a_payload_that_a_newer_record_names_stays_when_it_came_while_the_purge_was_asked(
+    engines: Engines, collection: CollectionRecord, is_archived: bool
+) -> None:
+    shared, shared_reference = payload(engines, collection, media("shared"))
+    again, again_reference = payload(engines, collection, media("again"))
+    late, late_reference = payload(engines, collection, media("late"))
+    send(engines, collection, 0, ["alice"], hw_payload_ref=shared_reference)
+    archive_all(engines, collection)
+    work = Purge(engines, collection, ["alice"])
+    findings = work.find()
+    send(engines, collection, 1, ["erin"], hw_payload_ref=shared_reference)  # the same bytes: the object is reused
+    send(engines, collection, 0, ["alice"], hw_payload_ref=late_reference)  # goes too: it lies below the delete
+
+    class Meanwhile(Purge):
+        def _purge_partition(self, *arguments):  # type: ignore[no-untyped-def]
+            send(engines, collection, 0, ["alice"], hw_payload_ref=again_reference)  # after the delete: a new item, which stays
+            super()._purge_partition(*arguments)
+            if is_archived:
+                archive_all(engines, collection)
+
+    work.__class__ = Meanwhile
+    report = work.run(findings)
+    assert [engines.store.get(key) is None for key in (shared, again, late)] == [False, False, True]
+    assert (report.claims_deleted, report.claims_kept) == (1, 1)
+
+
 def test_deletes_go_where_the_id_lives_by_the_collections_partitioner(engines: Engines) -> None:
     named = make_collection(engines, "named", partitions=4, partitioner="murmur2", id_from="header:x-id")
     home = partition_of("murmur2", b"alice", 4)

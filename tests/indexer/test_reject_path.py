@@ -114,6 +114,33 @@ def test_objects_of_bucket_notifications_are_fetched_checked_and_removed(engines
     assert [letter.header("hw_items") for letter in letters if letter is not None] == [b"1-5"]
 
 
+def test_old_versions_and_late_events_remove_nothing_and_expired_objects_go(engines: Engines) -> None:
+    bucket = engines.settings.store_url.removeprefix("memory://")
+    for name in ("kept.jpg", "expired.jpg", "gone.jpg"):
+        engines.store.put_if_absent(name, RED)
+    engines.log.create_topic(TopicSpec("drops", 1, -1))
+    collection = pictures(engines, source_topic="drops", notifications=True, on_reject="remove")
+
+    def notify(name: str, event: str, **more: str) -> None:
+        entry = {"eventName": event, "s3": {"bucket": {"name": bucket}, "object": {"key": name} | more}}
+        send(engines, collection, None, json.dumps({"Records": [entry]}).encode())
+
+    for name in ("kept.jpg", "expired.jpg", "gone.jpg"):
+        notify(name, "ObjectCreated:Put", size=str(len(RED)))
+    assert index_all(engines, collection, 3).live.keys() == {f"{bucket}/{name}" for name in ("kept.jpg", "expired.jpg", "gone.jpg")}
+    engines.store.delete("expired.jpg")
+    engines.store.delete("gone.jpg")
+    notify("kept.jpg", "ObjectRemoved:Delete", versionId="old")  # of a version that nobody reads any more
+    notify("kept.jpg", "LifecycleExpiration:Delete", versionId="older")
+    notify("kept.jpg", "ObjectCreated:Put", eTag="earlier")  # came after the event of the object that is there now
+    notify("expired.jpg", "LifecycleExpiration:DeleteMarkerCreated", versionId="marker")
+    notify("gone.jpg", "ObjectRemoved:Delete", versionId="last")
+    stored = index_all(engines, collection, 8)
+    assert stored.live == {f"{bucket}/kept.jpg": (0, 0)} and stored.is_tiled()
+    verdicts = stored.verdicts()
+    assert [verdicts[offset, 0] for offset in range(3, 8)] == ["superseded", "superseded", "reject", "delete", "delete"]
+
+
 @pytest.mark.parametrize("options", [{"source_topic": None}, {"partitioner": "murmur2"}])
 def test_a_collection_of_notifications_that_could_not_work_is_refused_with_a_hint(engines: Engines, options: dict[str, object]) -> None:
     engines.log.create_topic(TopicSpec("drops", 1, -1))

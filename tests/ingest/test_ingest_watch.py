@@ -7,14 +7,20 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backends.memory_log import MemoryLog
+from backends.memory_store import MemoryStore
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
-from contracts.log import LogRecord
+from contracts.errors import UnavailableError
+from contracts.log import LogRecord, RecordPosition
+from contracts.settings import load_settings
 from ingest.ingest_run import IngestRun
 from ingest.input_item import InputRules
 from ingest.producer import MediaProducer
@@ -24,6 +30,37 @@ from ingest.watch import Watch, WatchOptions
 JPEG = b"\xff\xd8\xff" + b"j" * 30
 Stored = Callable[[CollectionRecord], list[LogRecord]]
 SETTLE = 0.3
+
+
+class FlakyLog(MemoryLog):
+    """While it `is_away`, records are not acknowledged and no producer can be opened; a producer that has failed once fails for ever."""
+
+    is_away = False
+
+    def producer(self, *, linger_seconds: float = 0.0) -> Any:
+        if self.is_away:
+            raise UnavailableError("opening a producer: no broker")
+        producer = super().producer(linger_seconds=linger_seconds)
+        send, broken = producer.send, threading.Event()
+
+        def flaky_send(topic: str, **record: Any) -> Future[RecordPosition]:
+            if self.is_away:
+                broken.set()
+            if not broken.is_set():
+                return send(topic, **record)
+            failed: Future[RecordPosition] = Future()
+            failed.set_exception(UnavailableError("writing: no broker"))
+            return failed
+
+        producer.send = flaky_send  # type: ignore[method-assign]
+        return producer
+
+
+@pytest.fixture
+def engines() -> Iterator[Engines]:
+    made = Engines(load_settings(log_url="memory://", store_url="memory://"), FlakyLog(), MemoryStore())
+    yield made
+    made.log.close()
 
 
 class Watching:
@@ -170,3 +207,47 @@ def test_a_manifest_that_is_written_anew_is_sent_anew(watching: Callable[..., It
         path.write_text('{"id": "a", "text": "two"}\n{"id": "b", "text": "x"}\n')
         watch.wait_for(lambda: watch.values("b") == [b"x"])
     assert watch.values("a") == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("broken", ["animal,colour\ncat,red\n", "", "text,text\na,b\n"])
+def test_a_manifest_that_is_written_anew_and_broken_is_rejected_and_the_watch_goes_on(
+    watching: Callable[..., Iterator[Watching]], tmp_path: Path, broken: str
+) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("id,text\na,one\n")
+    with watching(path) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.values("a") == [b"one"])
+        path.write_text(broken)
+        watch.wait_for(lambda: watch.run.report.rejected == {"unreadable": 1})
+        time.sleep(3 * SETTLE)
+        path.write_text("id,text\na,two\n")
+        watch.wait_for(lambda: watch.values("a") == [b"one", b"two"])
+    assert watch.run.report.rejected == {"unreadable": 1}
+
+
+def test_a_watch_outlives_an_outage_of_the_log_and_sends_what_came_meanwhile(
+    watching: Callable[..., Iterator[Watching]], folder: Path, engines: Engines, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = engines.log
+    assert isinstance(log, FlakyLog)
+    with watching(folder, delete_missing=True) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.values("old.jpg") == [JPEG])
+        log.is_away = True
+        (folder / "new.jpg").write_bytes(JPEG)
+        watch.wait_for(lambda: caplog.text.count("opening a producer: no broker") >= 2)
+        (folder / "old.jpg").unlink()
+        log.is_away = False
+        watch.wait_for(lambda: watch.values("new.jpg") == [JPEG] and watch.values("old.jpg") == [JPEG, None])
+        (folder / "later.jpg").write_bytes(JPEG)
+        watch.wait_for(lambda: watch.values("later.jpg") == [JPEG])
+    assert watch.run.report.not_acknowledged == 0 and watch.values("new.jpg") == [JPEG]
+
+
+def test_a_watch_that_is_stopped_during_an_outage_says_that_not_everything_is_stored(
+    watching: Callable[..., Iterator[Watching]], folder: Path, engines: Engines, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UnavailableError), watching(folder) as watch:  # type: ignore[attr-defined]
+        watch.wait_for(lambda: watch.run.report.items == 1)
+        engines.log.is_away = True  # type: ignore[attr-defined]
+        (folder / "new.jpg").write_bytes(JPEG)
+        watch.wait_for(lambda: "no broker" in caplog.text)

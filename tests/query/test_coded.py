@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from query.collection_view import CollectionSnapshot, CollectionView
+from query.filters import parse_filter
 from query.parts import CodedColumn
 from query.search import Effort, Found, VectorSearch, search, search_many
 from tests.query.conftest import caught_up, wait_until
@@ -20,10 +21,10 @@ DIMENSION = 16
 Open = Callable[[Writer], CollectionView]
 
 
-def vectors(rows: int, seed: int) -> np.ndarray:
+def vectors(rows: int, seed: int, dimension: int = DIMENSION) -> np.ndarray:
     """Unit vectors around 40 centres that are the same for all seeds."""
-    random, centres = np.random.default_rng(seed), np.random.default_rng(77).standard_normal((40, DIMENSION))
-    found = (centres[random.integers(0, 40, rows)] + 0.5 * random.standard_normal((rows, DIMENSION))).astype(np.float32)
+    random, centres = np.random.default_rng(seed), np.random.default_rng(77).standard_normal((40, dimension))
+    found = (centres[random.integers(0, 40, rows)] + 0.5 * random.standard_normal((rows, dimension))).astype(np.float32)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
@@ -120,6 +121,41 @@ def test_more_effort_finds_more_and_exact_finds_all(coded: Writer, open_view: Op
     assert recall(Effort(exact=True)) == 1.0
     assert recall(Effort(nprobe=1)) < recall(Effort(target_recall=0.95)) < recall(Effort(target_recall=1.0)) + 1e-9
     assert recall(Effort(target_recall=0.95)) >= 0.9
+
+
+def smooth(rows: int, seed: int, dimension: int) -> np.ndarray:
+    """Unit vectors that lie on a surface of six dimensions: codes follow it closely, so that what is missed is missed by the lists."""
+    turned = np.random.default_rng(5).standard_normal((6, dimension))
+    found = np.tanh(np.random.default_rng(seed).standard_normal((rows, 6)) @ turned / 2).astype(np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def test_recall_holds_whatever_share_of_the_rows_a_filter_passes(open_view: Open) -> None:
+    """Few rows are all compared; many are looked for in more lists, the fewer of them pass."""
+    wide, rows, nlist = 64, 12_000, 96
+    made = writer(engines_for_test(), fields=[own_field(dimension=wide)], attributes={"size": "integer"})
+    made.train(smooth(4000, 9, wide), nlist=nlist)
+    matrix, queries = smooth(rows, 1, wide), smooth(100, 3, wide)
+    made.send([made.upsert(f"a{at}", matrix[at], offset=at, attributes={"size": at}) for at in range(rows)])
+    made.commit()
+    view = open_view(made)
+    wait_until(lambda: is_coded(view))
+    snapshot, field = view.snapshot(), made.index.fields[0]
+    nprobe = snapshot.numbers("own").coded[0].nprobe(0.95)
+    recalls: dict[float, float] = {}
+    lists: dict[float, float] = {}
+    for share in (0.002, 0.02, 0.1, 0.2, 0.4, 0.7, 1.0):
+        passing = int(share * rows)
+        chosen = parse_filter({"must": [{"key": "size", "range": {"lt": passing}}]}, made.record.attributes)
+        found = search_many(snapshot, [VectorSearch(field, query, 10, chosen=chosen) for query in queries])
+        truth = [{f"a{at}" for at in np.argsort(-each)[:10]} for each in queries @ matrix[:passing].T]
+        recalls[share] = float(np.mean([len(set(ids(one)) & best) / 10 for one, best in zip(found, truth, strict=True)]))
+        lists[share] = found[0][1] * nlist / rows
+    assert min(recalls.values()) >= 0.93, (recalls, lists, nprobe)
+    assert lists[0.002] * rows / nlist == 24, "so few are all compared"
+    assert lists[1.0] == nprobe < lists[0.7] < lists[0.4] < nlist, (lists, "more of them where fewer rows pass")
+    fixed = search(snapshot, VectorSearch(field, queries[0], 10, chosen=chosen, effort=Effort(nprobe=2)))
+    assert fixed[1] == rows * 2 // nlist, "who names a number of lists gets that number"
 
 
 def test_the_http_api_takes_effort_filters_and_batches_of_coded_rows() -> None:

@@ -159,13 +159,13 @@ def test_a_tail_that_outgrows_memory_is_not_read_on_until_a_manifest_cuts_it(tmp
     try:
         wait_until(lambda: view.ready)
         memory = view._node.memory
-        memory.set_tail("another", 200_000)
+        memory.set_growing("another", 200_000)
         time_to_notice = 0.3
         threading.Event().wait(time_to_notice)
         made.put("late", np.ones(DIMENSION, np.float32) / 8)
         threading.Event().wait(time_to_notice)
         assert view.snapshot().expected == {0: 0}
-        memory.set_tail("another", 0)
+        memory.set_growing("another", 0)
         wait_until(lambda: caught_up(view, made))
     finally:
         view.stop()

@@ -75,9 +75,11 @@ def test_equality_filters_hold_on_declared_and_extra_attributes(served: Served) 
 @pytest.mark.parametrize(
     "bad",
     [
-        {"should": []},
-        {"must": [{"key": "size", "range": {"gte": 1}}]},
-        {"must": [{"key": "size", "match": {"any": [1]}}]},
+        {"shuld": []},
+        {"must": [{"key": "colour", "range": {"gte": 1}}]},
+        {"must": [{"key": "size", "match": {"prefix": "1"}}]},
+        {"must": [{"key": "when", "range": {"gte": "yesterday"}}]},
+        {"must": [{"key": "size", "match": {"value": 1}}] * 257},
         {"must": [{"key": "size", "match": {"value": "one"}}]},
         {"must": [{"key": "size", "match": {"value": None}}]},
         {"must": "size"},

@@ -25,19 +25,19 @@ def test_what_does_not_fit_is_refused_with_numbers_and_what_goes_makes_room() ->
 
 def test_tails_count_but_are_never_refused() -> None:
     memory = MemoryBudget(1000)
-    memory.set_tail("things", 1001)
+    memory.set_growing("things", 1001)
     assert memory.exceeded
     with pytest.raises(MemoryFullError):
         memory.hold(1, "segment A")
-    memory.set_tail("things", 10)
+    memory.set_growing("things", 10)
     assert not memory.exceeded and memory.used_bytes == 10
-    memory.set_tail("things", 0)
+    memory.set_growing("things", 0)
     assert memory.used_bytes == 0
 
 
 def test_without_a_limit_everything_fits() -> None:
     memory = MemoryBudget(0)
-    memory.set_tail("things", 10**15)
+    memory.set_growing("things", 10**15)
     assert memory.hold(10**15, "segment A").size_bytes == 10**15 and not memory.exceeded
 
 

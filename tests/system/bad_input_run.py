@@ -21,18 +21,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from kafka import KafkaProducer
 from rich.console import Console
 from rich.table import Table
 
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.ledger import LedgerRun
-from contracts.log import LogRecord
+from contracts.log import LogRecord, RecordPosition
 from contracts.object_keys import CollectionKeys
 from ingest.producer import MediaProducer
 from tests.indexer.stored import read_partition
 from tests.system.accounts import read_checkpoint
-from tests.system.bad_inputs import DIMENSION, BadInput, claim_checks, notifications, pictures, sample, texts, vectors
+from tests.system.bad_inputs import DIMENSION, BadInput, claim_checks, kafka_batches, notifications, pictures, sample, texts, vectors
 from tests.system.processes import Process, command, done, running, until
 from tests.system.sites import Site, open_site, unique
 
@@ -41,6 +43,9 @@ PARTITIONS = 2
 POISON_EVERY = 100
 SECONDS_PER_RECORD = 0.5
 WARM_RECORDS = 1500
+MOST_GROWTH = 1.25
+"""A worker's memory in the last quarter of a stream, as a multiple of that in the first: what grows with the stream passes it sooner or later."""
+GROWTH_SLACK_MIB = 64.0
 DECODE_MEMORY_BYTES = 256 * 1024 * 1024  # less than one of the inputs needs
 DEAD_LETTER = "__connect.errors."
 
@@ -57,8 +62,8 @@ class Outcome:
 
     @property
     def is_kept(self) -> bool:
-        wants_letter = self.bad.verdict != "row"
-        return (self.verdict, self.reason, self.identical) == (self.bad.verdict, self.bad.reason, True if wants_letter else None)
+        identical = None if self.bad.verdict == "row" else self.bad.is_kept
+        return (self.verdict, self.reason, self.identical) == (self.bad.verdict, self.bad.reason, identical)
 
 
 @dataclass
@@ -80,7 +85,7 @@ class Poisoned:
     explained: Counter[str]
     restarts: int
     seconds: float
-    rss_mib: dict[str, tuple[float, float, float]]
+    memory_mib: dict[str, tuple[float, ...]]  # before, median of each quarter of the stream, highest, after
     faults: list[str] = field(default_factory=list)
 
 
@@ -111,6 +116,19 @@ def all_inputs(engines: Engines, record: CollectionRecord) -> Iterator[BadInput]
     yield from vectors()
     yield from claim_checks(put, keys.claim, engines.settings.max_picture_bytes)
     yield from notifications("headwater-no-such-bucket")
+    if engines.settings.log_url.startswith("kafka://"):
+        yield from kafka_batches()
+
+
+def send_compressed(engines: Engines, record: CollectionRecord, partition: int, key: bytes | None, bad: BadInput) -> RecordPosition:
+    """Produce as a client that compresses may: our own producer would refuse the size."""
+    servers = engines.settings.log_url.removeprefix("kafka://")
+    producer = KafkaProducer(bootstrap_servers=servers, compression_type=bad.kafka_compression, max_request_size=1 << 30)
+    try:
+        sent = producer.send(record.source_topic, key=key, value=bad.value, headers=list(bad.headers), partition=partition).get(60)
+        return RecordPosition(sent.topic, sent.partition, sent.offset)
+    finally:
+        producer.close()
 
 
 def send(engines: Engines, record: CollectionRecord, bad: Iterable[BadInput]) -> list[Sent]:
@@ -119,8 +137,11 @@ def send(engines: Engines, record: CollectionRecord, bad: Iterable[BadInput]) ->
     try:
         for number, one in enumerate(bad):
             key = one.name.encode() if one.key == b"" else one.key
-            future = producer.send(record.source_topic, partition=number % record.partitions, key=key, value=one.value, headers=one.headers)
-            position = future.result(60)
+            partition = number % record.partitions
+            if one.kafka_compression is not None:
+                position = send_compressed(engines, record, partition, key, one)
+            else:
+                position = producer.send(record.source_topic, partition=partition, key=key, value=one.value, headers=one.headers).result(60)
             sent.append(Sent(one, record, position.partition, position.offset))
     finally:
         producer.close()
@@ -213,20 +234,20 @@ def children_of(pid: int) -> list[int]:
 
 
 @contextmanager
-def watched(processes: Sequence[Process]) -> Iterator[dict[str, float]]:
-    """Highest memory of each process while the context lasts."""
-    peaks: dict[str, float] = {process.name: 0.0 for process in processes}
+def watched(processes: Sequence[Process]) -> Iterator[dict[str, list[float]]]:
+    """Memory of each process, twice a second while the context lasts."""
+    seen: dict[str, list[float]] = {process.name: [] for process in processes}
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.5):
             for process in processes:
-                peaks[process.name] = max(peaks[process.name], rss_mib(process.pid))
+                seen[process.name].append(rss_mib(process.pid))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield peaks
+        yield seen
     finally:
         stop.set()
         thread.join()
@@ -246,7 +267,7 @@ def run_poisoned(site: Site, roles: Sequence[str], records: int, tell: Console |
         time.sleep(SEAL_SECONDS)
         before = {process.name: rss_mib(process.pid) for process in alive}
         began = time.monotonic()
-        with watched(alive) as peaks:
+        with watched(alive) as seen:
             sent = _send_poisoned(engines, record, records, bad)
             if tell is not None:
                 tell.print(f"{records} records produced after {time.monotonic() - began:.0f} s")
@@ -259,13 +280,29 @@ def run_poisoned(site: Site, roles: Sequence[str], records: int, tell: Console |
         with served.client() as client:
             client.wait_for(record.name, ends_of(engines, record), 60.0)
             indexed = client.count(record.name) - WARM_RECORDS
-        memory = {name: (before[name], peaks[name], after[name]) for name in before}
+        memory = {name: (before[name], *quarters(seen[name]), max(seen[name]), after[name]) for name in before}
         explained = Counter(str(one.reason) for one in found if one.verdict == "reject" and one.identical)
         report = Poisoned(records, indexed, explained, sum(process.lives - 1 for process in alive), seconds, memory)
     report.faults += [f"{one.bad.name}: {one.verdict} {one.reason}, promised {one.bad.verdict} {one.bad.reason}" for one in found if not one.is_kept]
     if indexed != records - len(sent):
         report.faults.append(f"{indexed} indexed, {records - len(sent)} were good")
+    report.faults += growth_faults(memory)
     return report
+
+
+def growth_faults(memory_mib: dict[str, tuple[float, ...]]) -> list[str]:
+    """Workers (`embed`, or `up`, which holds one) whose memory grew along the stream."""
+    found = []
+    for name in memory_mib.keys() & {"embed", "up"}:
+        first, last = memory_mib[name][1], memory_mib[name][4]
+        if last > MOST_GROWTH * first + GROWTH_SLACK_MIB:
+            found.append(f"{name}: memory grew from {first:.0f} MiB in the first quarter of the stream to {last:.0f} MiB in the last")
+    return found
+
+
+def quarters(samples: Sequence[float]) -> list[float]:
+    """Median of each quarter of the samples: what grows with the stream grows from one to the next, what is a buffer does not."""
+    return [float(np.median(part)) for part in np.array_split(np.array(samples), 4)]
 
 
 def _send_poisoned(engines: Engines, record: CollectionRecord, records: int, bad: Sequence[BadInput]) -> list[Sent]:
@@ -289,8 +326,9 @@ def show_table(found: Sequence[Outcome], kind: str, console: Console) -> None:
 
 
 def show_poisoned(report: Poisoned, kind: str, console: Console) -> None:
-    table = Table("process", "RSS before (MiB)", "highest", "after", title=f"{kind}: {report.records} records, every {POISON_EVERY}th poison")
-    for name, sizes in report.rss_mib.items():
+    columns = ("process", "before (MiB)", "1st quarter", "2nd", "3rd", "4th", "highest", "after")
+    table = Table(*columns, title=f"{kind}: {report.records} records, every {POISON_EVERY}th poison; memory")
+    for name, sizes in report.memory_mib.items():
         table.add_row(name, *(f"{size:.0f}" for size in sizes))
     console.print(table)
     console.print(

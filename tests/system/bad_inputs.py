@@ -1,4 +1,6 @@
-"""Records that cannot be indexed as they are, each with the outcome that is promised for it (docs/operations.md, "Bad input").
+"""Records that cannot be indexed as they are, each with the outcome that is promised for it.
+
+The promises: docs/formats/media_record.md, "Limits" and "Rejected updates"; docs/operations.md, "Bad pictures".
 
 Takes: the collection they go to, a store for what claim checks name. Gives: named records. Owns: the promised verdicts and reasons.
 Never: asks the code under test what the outcome should be.
@@ -43,6 +45,8 @@ class BadInput:
     verdict: str
     reason: str | None = None
     key: bytes | None = b""  # empty: named after the input
+    kafka_compression: str | None = None  # produced so; Kafka alone compresses a record on its way
+    is_kept: bool = True  # whether the dead letter is the original; False where it can name no more than the place
 
 
 @cache
@@ -109,7 +113,7 @@ def pictures() -> Iterator[BadInput]:
 def texts() -> Iterator[BadInput]:
     nested = b"[" * 10_000 + b"]" * 10_000
     yield BadInput("30 MB of text", "pictures", TEXT, b"words " * 5_000_000, "reject", "bad_text")
-    yield BadInput("invalid UTF-8 caption", "pictures", (*JPEG, ("hw_caption", b"\xff\xfe")), sample(), "reject", "bad_text")
+    yield BadInput("invalid UTF-8 caption", "pictures", (*JPEG, ("hw_caption", b"\xff\xfe")), sample(), "partial", "bad_text")
     yield BadInput("invalid JSON envelope", "pictures", RECORD, b'{"id": "x", "parts": [', "reject", "bad_envelope")
     yield BadInput("10,000 nested arrays as envelope", "pictures", RECORD, nested, "reject", "bad_envelope")
     yield BadInput("10,000 nested arrays as attributes", "pictures", (*TEXT, ("hw_attributes", nested)), b"a text", "reject", "bad_attributes")
@@ -132,6 +136,13 @@ def vectors() -> Iterator[BadInput]:
     yield BadInput("zstd batch that expands 30,000 times", "cosine", ROWS, expanding_rows(), "reject", "too_large")
 
 
+def kafka_batches() -> Iterator[BadInput]:
+    """Records that are small on the wire: the broker takes 6 KB, and every consumer is asked to make 200 MiB of them."""
+    for kind in ("zstd", "gzip"):
+        name = f"Kafka batch that expands {'30,000' if kind == 'zstd' else '1,000'}x ({kind})"
+        yield BadInput(name, "pictures", TEXT, bytes(200 * 1024 * 1024), "reject", "too_large", kafka_compression=kind, is_kept=False)
+
+
 def claim_checks(put: Callable[[bytes], str], claim_key: Callable[[str], str], max_bytes: int) -> Iterator[BadInput]:
     """Claim checks that cannot be honoured.
 
@@ -145,8 +156,8 @@ def claim_checks(put: Callable[[bytes], str], claim_key: Callable[[str], str], m
         Largest payload that is taken.
     """
 
-    def ref(key: str, sha256: str, size_bytes: int) -> Headers:
-        return (*JPEG, ("hw_payload_ref", json.dumps({"key": key, "sha256": sha256, "size": size_bytes}).encode()))
+    def ref(key: str, sha256: str, size_bytes: int, kind: Headers = JPEG) -> Headers:
+        return (*kind, ("hw_payload_ref", json.dumps({"key": key, "sha256": sha256, "size": size_bytes}).encode()))
 
     crow, digest = sample(), hashlib.sha256(sample()).hexdigest()
     key, zeros = put(crow), hashlib.sha256(bytes(10)).hexdigest()
@@ -155,6 +166,9 @@ def claim_checks(put: Callable[[bytes], str], claim_key: Callable[[str], str], m
     yield BadInput("claim check to ../x", "pictures", ref("../x", digest, len(crow)), b"", "reject", "bad_envelope")
     yield BadInput("claim check with the wrong hash", "pictures", ref(key, zeros, len(crow)), b"", "reject", "payload_mismatch")
     yield BadInput("claim check with the wrong size", "pictures", ref(key, digest, len(crow) + 1), b"", "reject", "payload_mismatch")
+    text = b"words " * 8_500_000
+    named = ref(put(text), hashlib.sha256(text).hexdigest(), len(text), TEXT)
+    yield BadInput("50 MB of text behind a claim check", "pictures", named, b"", "reject", "too_large")
     yield BadInput("claim check over the cap", "pictures", ref(key, digest, max_bytes + 1), b"", "reject", "too_large")
 
 

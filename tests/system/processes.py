@@ -88,7 +88,7 @@ class Process:
             self._popen = subprocess.Popen(
                 [HEADWATER, *self.arguments],
                 cwd=self.site.folder,
-                env=environment_of(self.site.environment | self.variables),
+                env=environment_of({"HEADWATER_LOG_LEVEL": "INFO"} | self.site.environment | self.variables),
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,

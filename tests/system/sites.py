@@ -6,6 +6,7 @@ Never: touches a topic or bucket of anybody else, or stops the stack.
 
 from __future__ import annotations
 
+import re
 import socket
 import uuid
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,12 @@ def stack_environment() -> dict[str, str]:
     return found
 
 
+def cache_of_run(folder: Path) -> Path:
+    """One cache for all tests of a pytest run: converting `lite`'s networks takes a minute of a busy core, and each site would do so anew."""
+    base = next((parent for parent in folder.parents if re.fullmatch(r"pytest-\d+", parent.name)), folder)
+    return base / "cache"
+
+
 @contextmanager
 def open_site(kind: str, folder: Path, **settings: object) -> Iterator[Site]:
     """A site with its own file and folder, or its own bucket; what it made in the stack is deleted at the end.
@@ -103,7 +110,7 @@ def open_site(kind: str, folder: Path, **settings: object) -> Iterator[Site]:
     settings
         More settings, by name.
     """
-    common = {"HEADWATER_CACHE_DIR": str(folder / "cache")} | {f"HEADWATER_{name.upper()}": str(value) for name, value in settings.items()}
+    common = {"HEADWATER_CACHE_DIR": str(cache_of_run(folder))} | {f"HEADWATER_{name.upper()}": str(value) for name, value in settings.items()}
     if kind == "sqlite":
         urls = {"HEADWATER_LOG_URL": f"sqlite:///{folder / 'log.sqlite'}", "HEADWATER_STORE_URL": f"file:///{folder / 'store'}"}
         yield Site(kind, folder, urls | common)

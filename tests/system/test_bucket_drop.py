@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from minio import Minio
+from minio.commonconfig import ENABLED
 from minio.notificationconfig import NotificationConfig, QueueConfig
+from minio.versioningconfig import VersioningConfig
 
 from contracts.errors import NotFoundError
 from contracts.log import LogRecord, TopicSpec
@@ -101,3 +103,25 @@ def test_a_file_dropped_into_a_bucket_is_searchable_in_seconds_and_gone_after_it
         until(lambda: client.count(collection) == 1, 20, "the removed file is gone")
         with pytest.raises(NotFoundError):
             client.media(collection, item_id)
+        _old_versions_do_not_count(site, topic, bucket, client, collection)
+
+
+def _old_versions_do_not_count(site: Site, topic: str, bucket: Minio, client: HeadwaterClient, collection: str) -> None:
+    """In a bucket with versions: the removal of an old one changes nothing, that of the object removes the item."""
+
+    def settled() -> int:
+        with site.engines() as engines:
+            client.wait_for(collection, {partition: bounds.next_offset for partition, bounds in engines.log.bounds(topic).items()}, 20)
+        return client.count(collection)
+
+    bucket.set_bucket_versioning(BUCKET, VersioningConfig(ENABLED))
+    old = bucket.fput_object(BUCKET, "versions.jpg", str(BEE), content_type="image/jpeg")
+    new = bucket.fput_object(BUCKET, "versions.jpg", str(BISON), content_type="image/jpeg")
+    until(lambda: client.count(collection) == 2, 20, "the object with versions is found")
+    sent = len(letters(site, topic))
+    bucket.remove_object(BUCKET, "versions.jpg", version_id=old.version_id)
+    until(lambda: len(letters(site, topic)) == sent + 1, 20, "the removal of the old version is told")
+    assert settled() == 2
+    bucket.remove_object(BUCKET, "versions.jpg", version_id=new.version_id)
+    until(lambda: len(letters(site, topic)) == sent + 2, 20, "the removal of the last version is told")
+    assert settled() == 1

@@ -98,7 +98,7 @@ def test_a_topic_filled_before_the_collection_existed_is_indexed_from_earliest_a
         with running(site, "up") as processes, processes["up"].client() as client:
             ends = {partition: bounds.next_offset for partition, bounds in engines.log.bounds(topic).items()}
             for name in (everything, by_header, later):
-                client.wait_for(name, ends, 120)
+                client.wait_for(name, ends, 200)
             wanted = {"red", "blue", "event-7", "late", "event-8"} | places(topic, OLD_ROWS + NEW_ROWS, old + new)
             assert ids_of(client, everything) == wanted
             assert ids_of(client, by_header) == {f"s-{number}" for number in range(1, 10)} - {"s-7"}

@@ -4,7 +4,8 @@
 
 A bucket drop has a test of its own (tests/system/test_bucket_drop.py): it needs a MinIO with a notification target.
 
-Takes: a site. Gives: a table. Owns: nothing that stays. Never: calls a way done before `GET /collections/{c}/points/{id}` answers with the item.
+Takes: a site. Gives: a table. Owns: nothing that stays. Never: calls a way done before `GET /collections/{c}/points/{id}` answers
+with the item and a search by the picture (by the text, by the vector) gives it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from tests.system.stream import SAMPLES
 
 DIMENSION = 8
 FOUND_SECONDS = 120.0
+MOST_ITEMS = 100
 PICTURE = SAMPLES / "animals" / "crow.jpg"
 CAPTION = "a crow"
 
@@ -86,6 +88,9 @@ class Ways:
         while (payload := self._payload(collection, item_id)) is None or price not in (None, payload.get("price")):
             assert time.monotonic() - began < FOUND_SECONDS, f"{name}: {item_id} is not found after {FOUND_SECONDS:g} s"
             time.sleep(0.01)
+        while item_id not in self._hits(collection, item_id):
+            assert time.monotonic() - began < FOUND_SECONDS, f"{name}: no search gives {item_id} after {FOUND_SECONDS:g} s"
+            time.sleep(0.01)
         self.ways.append(Way(name, time.monotonic() - began, json.dumps(payload, ensure_ascii=False)))
 
     def _payload(self, collection: CollectionRecord, item_id: str) -> Mapping[str, Any] | None:
@@ -93,6 +98,13 @@ class Ways:
             return self.client.point(collection.name, item_id).payload
         except NotFoundError:
             return None
+
+    def _hits(self, collection: CollectionRecord, item_id: str) -> set[str]:
+        """Ids that a search for what was sent gives: every item of the collection is one of them, once it has a vector."""
+        question: dict[str, Any] = {"text": CAPTION} if item_id == "text" else {"image": PICTURE}
+        if collection is self.rows:
+            question = {"vector": [1.0] * DIMENSION}
+        return {hit.id for hit in self.client.search(collection.name, **question, limit=MOST_ITEMS).hits}
 
     # ---- record forms ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""Dockerfiles, and the two scripts that they carry."""
