@@ -1,7 +1,8 @@
 """One process with all roles: own vectors stream in, the index is trained and switched under way, and every answer equals a dictionary's.
 
 Rows come, change and go in rounds; after each the answer for exactly these offsets is compared with brute force, while sealing, training, re-encoding
-and hot loading go on in the background and other threads search all the time.
+and hot loading go on in the background and other threads search all the time. Then everything is sealed, the process is killed, and a new one says
+the same from what is stored.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import threading
 import time
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from backends.catalog.admin import CollectionRequest, create_collection
 from contracts.engines import Engines
 from ingest.producer import MediaProducer
 from tests.query.writer import own_field
-from tests.system.processes import Process, running
+from tests.system.processes import Process, running, until
 from tests.system.sites import open_site
 
 DIMENSION, PARTITIONS, TRAIN_ROWS = 32, 2, 600
@@ -32,6 +34,13 @@ ROUND_ROWS, LEAST_ROUNDS, ROUNDS_AFTER = 80, 12, 12
 SWITCH_SECONDS = 90.0
 SCORE_TOLERANCE = 0.02
 """Half a step of a refine code in each dimension moves a cosine by less."""
+SHADES = 10
+FILTER = {"must": [{"key": "shade", "match": {"any": [1, 2]}}]}
+
+
+def shade(item_id: str) -> int:
+    """An attribute that knows nothing of the vector."""
+    return zlib.crc32(item_id.encode()) % SHADES
 
 
 @dataclass
@@ -51,7 +60,7 @@ class Stream:
 
     def put(self, ids: list[str]) -> None:
         matrix = self.vectors(len(ids))
-        self._sent(self.producer.send_vectors(ids, {"own": matrix}))
+        self._sent(self.producer.send_vectors(ids, {"own": matrix}, attributes=[{"shade": shade(item_id)} for item_id in ids]))
         self.live |= dict(zip(ids, matrix, strict=True))
 
     def remove(self, ids: list[str]) -> None:
@@ -79,15 +88,20 @@ def post(url: str, path: str, body: Any) -> Any:
         return json.load(answer)
 
 
-def index_bytes(url: str) -> dict[str, float]:
+def metric(url: str, name: str) -> dict[str, float]:
+    """Values of a metric of the collection by its lines."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    found = [line for line in lines if line.startswith('headwater_index_bytes{collection="things"')]
-    return {line.split('tier="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1]) for line in found}
+    found = [line.rsplit(" ", 1) for line in lines if line.startswith(f'{name}{{collection="things"')]
+    return {labels: float(value) for labels, value in found}
+
+
+def index_bytes(url: str) -> dict[str, float]:
+    return {labels.split('tier="')[1].split('"')[0]: value for labels, value in metric(url, "headwater_index_bytes").items()}
 
 
 def check(url: str, stream: Stream) -> float:
-    """Count, scan and hits of exactly the produced state; the recall of the query as everybody asks it."""
+    """Count, scan and hits, with a filter too, of exactly the produced state; the recall of the queries as everybody asks them."""
     consistency = {"min_offsets": {str(partition): offset for partition, offset in stream.offsets.items()}}
     assert post(url, "count", {"consistency": consistency})["result"]["count"] == len(stream.live)
     scanned, offset = [], None
@@ -98,10 +112,17 @@ def check(url: str, stream: Stream) -> float:
         if offset is None:
             break
     assert sorted(scanned) == sorted(stream.live)
-    ids, matrix = list(stream.live), np.stack(list(stream.live.values()))
-    queries = stream.vectors(5)
-    asked = [{"query": query.tolist(), "limit": 10, "params": {"exact": True}} for query in queries]
-    asked += [{"query": query.tolist(), "limit": 10} for query in queries]
+    shaded = {item_id: vector for item_id, vector in stream.live.items() if shade(item_id) in (1, 2)}
+    assert post(url, "count", {"filter": FILTER, "consistency": consistency})["result"]["count"] == len(shaded)
+    recalls = [check_hits(url, stream.live, stream.vectors(5), consistency, None), check_hits(url, shaded, stream.vectors(5), consistency, FILTER)]
+    return float(np.mean(recalls))
+
+
+def check_hits(url: str, rows: dict[str, np.ndarray], queries: np.ndarray, consistency: dict[str, Any], chosen: dict[str, Any] | None) -> float:
+    """Exact answers are brute force's over these rows; others name rows that are there, each once, with their true scores; gives their recall."""
+    ids, matrix = list(rows), np.stack(list(rows.values()))
+    asked = [{"query": query.tolist(), "limit": 10, "filter": chosen, "params": {"exact": True}} for query in queries]
+    asked += [{"query": query.tolist(), "limit": 10, "filter": chosen} for query in queries]
     answers = post(url, "query/batch", {"searches": asked, "consistency": consistency})["result"]
     recalls = []
     for at, query in enumerate(queries):
@@ -147,7 +168,8 @@ def searching(url: str, problems: list[str]) -> Iterator[list[int]]:
 
 def create(engines: Engines) -> MediaProducer:
     field_record = own_field(dimension=DIMENSION)
-    record = create_collection(engines, CollectionRequest("things", [field_record], PARTITIONS, partitioner="murmur2", archive="off"))
+    request = CollectionRequest("things", [field_record], PARTITIONS, partitioner="murmur2", archive="off", attributes={"shade": "integer"})
+    record = create_collection(engines, request)
     return MediaProducer(engines.log, record, engines.settings)
 
 
@@ -158,6 +180,7 @@ def test_an_index_is_trained_and_switched_under_a_stream_and_every_answer_equals
         stream = Stream(producer)
         with running(site, "up") as processes:
             run_stream(processes["up"], stream)
+            run_at_rest(processes["up"], stream)
 
 
 def run_stream(process: Process, stream: Stream) -> None:
@@ -179,3 +202,14 @@ def run_stream(process: Process, stream: Stream) -> None:
     assert problems == [] and searches[0] > 10
     assert np.mean(recalls) >= 0.9, recalls
     assert index_bytes(url)["mapped"] > 0
+
+
+def run_at_rest(process: Process, stream: Stream) -> None:
+    """All rows lie in segments, none in the tail; then a node that starts from nothing reads deletes and codes back from what is stored."""
+    until(lambda: list(metric(process.url, "headwater_tail_rows").values()) == [0], 30, "the tail is sealed", alive=[process])
+    assert check(process.url, stream) >= 0.9
+    process.kill()
+    process.start()
+    process.wait_ready()
+    assert check(process.url, stream) >= 0.9
+    until(lambda: index_bytes(process.url).get("mapped", 0) > 0, 10, "mapped bytes are in the gauge", alive=[process])
