@@ -3,7 +3,7 @@
     assign -> claim and seek -> poll -> feed -> close and commit
 
 Takes: partitions from the consumer group, positions from archive manifests. Gives: committed archives. Owns: one `PartitionArchiver` per partition.
-Never: claims a partition again after it was fenced, until the group assigns it again.
+Never: claims a partition again at once after it was fenced: only if the group assigns it again, or still leaves it here much later.
 """
 
 from __future__ import annotations
