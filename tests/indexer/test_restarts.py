@@ -9,9 +9,13 @@ from dataclasses import replace
 import pytest
 from ulid import ULID
 
+from backends.memory_log import MemoryLog
+from backends.memory_store import MemoryStore
 from contracts.clock import ManualClock
 from contracts.engines import Engines
-from contracts.errors import UnavailableError
+from contracts.errors import SnapshotError, UnavailableError
+from contracts.log import OffsetBounds
+from contracts.settings import load_settings
 from indexer.build_worker import FENCED_SEALS, BuildWorker
 from indexer.commit import Committer
 from indexer.embed_worker import RETRY_SECONDS, EmbedWorker
@@ -91,3 +95,29 @@ def test_a_fenced_builder_whose_group_leaves_it_the_partition_claims_it_again_la
     turn()
     assert set(read_partition(engines, collection, 0).live) == {"first", "second"}
     reader.close()
+
+
+class Maintained(MemoryLog):
+    """Somebody truncates the vectors topic just after its bounds were read."""
+
+    truncates: str | None = None
+
+    def bounds(self, topic: str) -> dict[int, OffsetBounds]:
+        found = super().bounds(topic)
+        if topic == self.truncates:
+            self.truncates = None
+            self.truncate(topic, {0: found[0].next_offset})
+        return found
+
+
+def test_a_scan_whose_next_batch_is_truncated_under_it_asks_for_a_newer_manifest() -> None:
+    """It said that data was lost, and the partition stood still for ever."""
+    log = Maintained()
+    engines = Engines(load_settings(log_url="memory://", store_url="memory://"), log, MemoryStore())
+    collection = make_collection(engines, "feed", partitions=1)
+    topic = collection.index().vectors_topic
+    scan = PartitionSource(engines, collection, collection.index(), 0).chain_scan()
+    log.producer().send(topic, partition=0, key=b"any", value=b"batch")
+    log.truncates = topic
+    with pytest.raises(SnapshotError):
+        scan.advance()

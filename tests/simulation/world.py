@@ -10,7 +10,7 @@ from typing import Any
 
 from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
 from contracts.engines import Engines
-from contracts.errors import HeadwaterError
+from contracts.errors import CorruptError, HeadwaterError
 from contracts.log import LogRecord
 from contracts.media_origin import MediaOrigin, replay_headers
 from contracts.metrics import Metrics
@@ -140,7 +140,7 @@ class World:
         self.log.silence(process, NEVER)
         if error is None:
             self.stats["stopped in order"] += 1
-        elif isinstance(error, HeadwaterError):
+        elif isinstance(error, HeadwaterError) and (self.stats["re-created"] or not isinstance(error, CorruptError)):
             self.stats[f"ended: {error.error_code}"] += 1
         else:
             self.scheduler.violation = self.scheduler.violation or f"{process.name} ended with {error!r}"
