@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint stack stack-stop bench docs lock
+.PHONY: demo test test-fast simulate lint stack stack-stop bench docs lock
 
 demo:            ## set up, index the sample pictures, serve the search page; ARGS=--check exits 0 or 1
 	@$(PYTHON) -m deploy.setup run
@@ -15,6 +15,10 @@ test:            ## everything, on real Kafka and MinIO
 test-fast:       ## no servers, no model, no browser
 	@$(PYTHON) -m deploy.setup dev
 	@$(BIN)/python -m pytest -q -n 2 -m "not kafka and not minio and not model and not browser and not slow" $(ARGS)
+
+simulate:        ## the whole protocol by seeds, and each planted bug; ARGS="--seeds 10000"
+	@$(PYTHON) -m deploy.setup dev
+	@$(BIN)/python -m tests.simulation $(ARGS)
 
 lint:
 	@$(PYTHON) -m deploy.setup dev

@@ -128,14 +128,24 @@ class ChainScan:
         """
         topic, partition = self.source.index.vectors_topic, self.source.partition
         bounds = self.source.engines.log.bounds(topic)[partition]
-        if self.vectors_offset < bounds.start_offset:
-            raise SnapshotError(f"{topic}/{partition}: offset {self.vectors_offset} is below the log's start", hint="take the newest manifest")
+        self._check_start(bounds.start_offset)
         if self.vectors_offset >= bounds.next_offset:
             return self.chain.expected
         if self._reader is None:
             self._reader = self.source.engines.log.reader(topic, {partition: self.vectors_offset})
-        self._walk(self._reader, bounds.next_offset)
+        try:
+            self._walk(self._reader, bounds.next_offset)
+        except DataLossError:
+            self._check_start(self.source.engines.log.bounds(topic)[partition].start_offset)  # truncated since its bounds were read
+            raise
         return self.chain.expected
+
+    def _check_start(self, start_offset: int) -> None:
+        if self.vectors_offset < start_offset:
+            raise SnapshotError(
+                f"{self.source.index.vectors_topic}/{self.source.partition}: offset {self.vectors_offset} is below the log's start",
+                hint="take the newest manifest",
+            )
 
     def close(self) -> None:
         """Let go of the reader; a later `advance`, also of another thread, opens one anew."""
