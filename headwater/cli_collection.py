@@ -19,16 +19,18 @@ from backends.catalog.manifests import ManifestChain
 from contracts.attributes import TYPE_PATTERN
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.engines import Engines
-from contracts.errors import SettingsError
+from contracts.errors import HeadwaterError, SettingsError
 from contracts.object_keys import CollectionKeys
 from contracts.settings import Settings, load_settings
 from headwater.archive_report import archive_rows, archive_table
 from headwater.console import output, print_json
 from headwater.wiring import encoder_fields, open_engines, vector_field
 from indexer.item_verdicts import committed_rejects
+from indexer.partition_source import PartitionSource, chain_end
 
 collection_app = typer.Typer(help="Create, list, describe and delete collections.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_COLUMNS = ("embedded_offset", "committed_offset", "behind", "segments", "rows", "manifest")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -158,13 +160,13 @@ def describe(name: Annotated[str, typer.Argument(help="Which collection.")], as_
     for field in index.fields:
         fields.add_row(field.name, field.source, field.encoder or "-", str(field.dimension), field.metric, field.space_id)
     console.print(fields)
-    table = Table("partition", "media log", "committed to", "behind", "segments", "stored rows", "manifest")
+    table = Table("partition", "media log", "embedded to", "committed to", "behind", "segments", "stored rows", "manifest")
     for row in rows:
         log = f"{row['start_offset']}..{row['next_offset']}"
-        table.add_row(
-            *(str(value) for value in (row["partition"], log, row["committed_offset"], row["behind"], row["segments"], row["rows"], row["manifest"]))
-        )
+        table.add_row(str(row["partition"]), log, *(str(row[name]) for name in _COLUMNS))
     console.print(table)
+    if record.paused_partitions:
+        console.print(f"paused partitions: {', '.join(map(str, record.paused_partitions))}; `headwater resume {name}` goes on", soft_wrap=True)
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
     console.print(f"rejected items so far: {reasons or 'none'}", soft_wrap=True)
     if rejected:
@@ -183,20 +185,23 @@ def rejected_items(engines: Engines, record: CollectionRecord) -> Counter[str]:
 
 
 def partition_rows(engines: Engines, record: CollectionRecord) -> list[dict[str, Any]]:
-    """Where each partition of the active index stands: offsets of the media log, the committed checkpoint, segments and rows."""
+    """Where each partition of the active index stands: offsets of the media log, the chain's end, the committed checkpoint, segments and rows."""
     bounds = engines.log.bounds(record.source_topic)
     index = CollectionKeys(record.name, record.incarnation).index(record.active_index)
     rows = []
     for partition in range(record.partitions):
         read = ManifestChain(engines.store, index.partition(partition)).head()
         held = bounds[partition]
+        source = PartitionSource(engines, record, record.index(), partition)
         committed = held.start_offset if read is None else read.manifest.checkpoint.media_offset
         rows.append(
             {
                 "partition": partition,
                 "start_offset": held.start_offset,
                 "next_offset": held.next_offset,
+                "embedded_offset": None if read is None else _embedded_offset(source),
                 "committed_offset": committed,
+                "paused": partition in record.paused_partitions,
                 "behind": max(0, held.next_offset - committed),
                 "segments": 0 if read is None else len(read.manifest.segments),
                 "rows": 0 if read is None else read.manifest.rows,
@@ -205,6 +210,14 @@ def partition_rows(engines: Engines, record: CollectionRecord) -> list[dict[str,
             }
         )
     return rows
+
+
+def _embedded_offset(source: PartitionSource) -> int | None:
+    """First media offset that is not embedded; None where the chain cannot be read now (`doctor` says why)."""
+    try:
+        return chain_end(source).chain.expected
+    except HeadwaterError:
+        return None
 
 
 @collection_app.command("delete")

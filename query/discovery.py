@@ -125,10 +125,11 @@ class Collections:
                 served.stop()
             return
         served.start()
-        if served.record == record:
+        if _is_same(served.record, record):
+            self._drop_arriving(name)
             return
         arriving = self._arriving.get(name)
-        if arriving is None or arriving.record != record:
+        if arriving is None or not _is_same(arriving.record, record):
             self._drop_arriving(name)
             self._arriving[name] = CollectionView(self._engines, record, self._node)
         self._arriving[name].start()
@@ -155,3 +156,8 @@ class Collections:
             except HeadwaterError as error:
                 logger.warning("collections cannot be looked at now: %s", error)
             self._stop.wait(seconds)
+
+
+def _is_same(served: CollectionRecord, record: CollectionRecord) -> bool:
+    """Whether a view of the one answers for the other: a pause, or an index that is not active, changes nothing here."""
+    return served.seen_by(served.active_index) == record.seen_by(record.active_index)
