@@ -1,12 +1,14 @@
-"""`headwater pause`, `resume`, `skip`: what an operator does to a collection while its workers run.
+"""`headwater pause`, `resume`, `skip`, `reset`: what an operator does to a collection while its workers run.
 
-Takes: an operator's words. Gives: a change in the collection's record, or in its chain of batches. Owns: how it is told, and asked for.
+Takes: an operator's words. Gives: a change in the collection's record, in its chain of batches, or another index.
+Owns: how it is told, and asked for.
 Never: needs a worker to be stopped, or gives anything up without a yes.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -15,16 +17,19 @@ import typer
 from rich.table import Table
 
 from backends.catalog.collections import CollectionCatalog
+from backends.catalog.indexes import add_index, switch_index
 from contracts.attributes import parse_time
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import SettingsError, SnapshotError
 from contracts.settings import load_settings
-from headwater.console import output, print_json
+from headwater.console import output, print_json, progress_bar
 from headwater.wiring import open_engines
+from indexer.reset import PlannedReset, catch_up, plan_reset
 from indexer.skip import SkippedOffsets, plan_skip, skip
 
 RETRIES = 5
+WAIT_SECONDS = 1.0
 Collection = Annotated[str, typer.Argument(help="Which collection.")]
 Partition = Annotated[int | None, typer.Option("--partition", "-p", min=0, help="This partition only; all of them by default.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -36,6 +41,7 @@ def register(app: typer.Typer) -> None:
     app.command("pause")(pause)
     app.command("resume")(resume)
     app.command("skip")(skip_records)
+    app.command("reset")(reset)
 
 
 def chosen_partitions(record: CollectionRecord, partition: int | None) -> list[int]:
@@ -158,7 +164,7 @@ def _nothing_to_skip(record: CollectionRecord, as_json: bool) -> None:
     if as_json:
         print_json({"collection": record.name, "skipped": []})
         return
-    output().print(f"{record.name}: nothing to give up, embedding is past that", soft_wrap=True)
+    output().print(f"{record.name}: nothing to give up, embedding is past that; `headwater reset` goes backwards", soft_wrap=True)
 
 
 def _as_json(one: SkippedOffsets) -> Mapping[str, Any]:
@@ -170,3 +176,61 @@ def _print_skips(title: str, skips: Sequence[SkippedOffsets]) -> None:
     for one in skips:
         table.add_row(one.index, str(one.partition), f"{one.start_offset}..{one.next_offset}", str(one.count), str(one.in_log))
     output().print(table)
+
+
+# ---- reset -------------------------------------------------------------------------------------------------------------
+
+
+def reset(
+    collection: Collection,
+    to: Annotated[str, typer.Option("--to", help="Begin here: an offset (with --partition), an RFC 3339 time, or earliest (what is left).")],
+    partition: Partition = None,
+    wait: Annotated[bool, typer.Option(help="Wait until the new index has caught up, and switch to it; else `collection switch` does.")] = True,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Embed records again, backwards from an offset or time: in a new index, which answers once it has caught up with the old one."""
+    with open_engines(load_settings()) as engines:
+        record = CollectionCatalog(engines.store).get(collection)
+        planned = plan_reset(engines, record, target_offsets(engines, record, partition, to))
+        if not as_json:
+            _print_reset(record, planned)
+        confirm(f"Build another index of {record.name!r} from there?", yes)
+        begun = add_index(engines, record, {one.partition: one.origin_offset for one in planned})
+        name = begun.indexes[-1].name
+        newest = _switched_when_ready(engines, begun, name) if wait else begun
+    if as_json:
+        print_json({"collection": record.name, "index": name, "active_index": newest.active_index, "partitions": [asdict(one) for one in planned]})
+        return
+    if not wait:
+        output().print(
+            f"{record.name}: index {name} is being built; `headwater collection switch {record.name} {name}` once it is there", soft_wrap=True
+        )
+        return
+    output().print(
+        f"{record.name}: index {name} answers now; the old one is kept up to date, and `headwater collection switch {record.name} "
+        f"{record.active_index}` goes back, until `headwater collection drop-index {record.name} {record.active_index}` ends it",
+        soft_wrap=True,
+    )
+
+
+def _print_reset(record: CollectionRecord, planned: Sequence[PlannedReset]) -> None:
+    table = Table("partition", "from offset", "embedded to", "to embed again", "rows that may be left out", title="new index", title_justify="left")
+    for one in planned:
+        again = one.embedded_offset - one.origin_offset
+        table.add_row(*map(str, (one.partition, one.origin_offset, one.embedded_offset, again, one.left_out_rows)))
+    output().print(table)
+    if any(one.left_out_rows for one in planned):
+        output().print(
+            f"items of {record.name} that were sent before these offsets, and not again since, will not be in the new index", soft_wrap=True
+        )
+
+
+def _switched_when_ready(engines: Engines, record: CollectionRecord, name: str) -> CollectionRecord:
+    """Wait for the workers; Ctrl-C leaves the index being built, and the old one answering."""
+    with progress_bar() as bar:
+        task = bar.add_task("embedding again", total=None, note="")
+        while not (found := catch_up(engines, record, name)).is_complete:
+            bar.update(task, completed=found.done, total=found.total)
+            time.sleep(WAIT_SECONDS)
+    return switch_index(engines, CollectionCatalog(engines.store).get(record.name), name)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
 from backends.catalog.collections import CollectionCatalog
 from contracts.settings import load_settings
 from headwater.wiring import open_engines
+from indexer.embed_role import run_embed
 from tests.headwater.conftest import Headwater
 from tests.indexer.conftest import produce
 
@@ -74,3 +76,38 @@ def test_times_choose_offsets_and_a_bare_offset_needs_its_partition(feed: Headwa
         assert ended.code == 2 and said in ended.err, wrong
     ended = feed("skip", "feed", "--partition", "0", "--to", "9", "--yes")
     assert ended.code == 2 and "beyond the end" in ended.err
+
+
+def test_a_reset_begins_another_index_and_switch_refuses_it_until_it_has_caught_up(feed: Headwater) -> None:
+    fill(3)
+    feed("skip", "feed", "--to", "latest", "--yes")  # as if the records had been embedded wrongly
+    refused = feed("reset", "feed", "--to", "earliest")
+    assert refused.code == 2 and "this needs a yes" in refused.err and "to embed again" in refused.out
+    begun = json.loads(feed("reset", "feed", "--to", "earliest", "--no-wait", "--yes", "--json").out)
+    name = begun["index"]
+    assert begun["active_index"] == "main" and begun["partitions"][0] == {
+        "partition": 0, "origin_offset": 0, "embedded_offset": 3, "left_out_rows": 0,
+    }  # fmt: skip
+    assert f"index {name}, which does not answer: 0 of 3 offsets embedded" in feed("collection", "describe", "feed").out
+    ended = feed("collection", "switch", "feed", name)
+    assert ended.code == 2 and f"index {name} has embedded 0 of 3 offsets" in ended.err
+    assert f"index {name} answers" in feed("collection", "switch", "feed", name, "--anyway").out
+    assert feed("collection", "drop-index", "feed", "main").code == 2
+    assert "index main is dropped" in feed("collection", "drop-index", "feed", "main", "--yes").out
+    assert feed("collection", "switch", "feed", "main").code == 2
+
+
+def test_a_reset_waits_for_the_workers_and_then_switches(feed: Headwater) -> None:
+    fill(3)
+    stop = threading.Event()
+    with open_engines(load_settings(embed_watchdog_seconds=0.2)) as engines:
+        thread = threading.Thread(target=run_embed, args=(engines, None, stop))
+        thread.start()
+        try:
+            ended = feed("reset", "feed", "--to", "earliest", "--yes")
+        finally:
+            stop.set()
+            thread.join()
+        record = CollectionCatalog(engines.store).get("feed")
+    assert ended.code == 0 and f"index {record.active_index} answers now" in ended.out
+    assert record.active_index != "main" and [index.name for index in record.indexes] == ["main", record.active_index]
