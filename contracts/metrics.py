@@ -31,6 +31,7 @@ class Metrics:
         self.staleness = self._gauge("staleness_seconds", "how far answers are behind the media log's head", "collection")
         self.lag_records = self._gauge("lag_records", "records that this stage has yet to do", "collection", "stage", "partition")
         self.lag_seconds = self._gauge("lag_seconds", "age of the oldest record that this stage has not done", "collection", "stage")
+        self.paused = self._gauge("paused_partitions", "partitions of this worker that an operator paused", "collection", "stage")
         self.stage = self._histogram("stage_seconds", "time spent in one step of a stage", "stage")
         self.embed_batch_items = self._histogram("embed_batch_items", "items in one call of the encoder", "collection", buckets=ITEM_BUCKETS)
         self.segments = self._gauge("segments", "segments by state", "collection", "state")
@@ -62,6 +63,10 @@ class Metrics:
         for partition, count in records.items():
             self.lag_records.labels(collection, stage, str(partition)).set(count)
         self.lag_seconds.labels(collection, stage).set(seconds)
+
+    def forget_lag(self, collection: str, stage: str, partition: int) -> None:
+        """Tell no more of a partition that another worker has."""
+        self.lag_records.remove(collection, stage, str(partition))
 
     def set_coding(self, collection: str, field: str, generation: int, statistics: Mapping[str, Any]) -> None:
         """Tell how well the newest coded segment of a field fits its generation (`statistics` of its part; empty without vectors)."""

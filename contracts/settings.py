@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     kafka_cert_file: Path | None = Field(None, description="PEM file of the client certificate, for mutual TLS")
     kafka_key_file: Path | None = Field(None, description="PEM file of the client certificate's key")
     kafka_replication: int = Field(-1, ge=-1, description="replication factor of the topics we create; -1 is the cluster's default")
+    kafka_instance_id: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]{0,199})?$",
+        description="name of this process among those of its role, such as a pod's: after a restart within 15 s it has its partitions at once; "
+        "without one they wait for the dead process to time out",
+    )
     allow_plaintext: bool = Field(False, description="allow unencrypted connections to addresses that are not loopback")
 
     # ---- topics -----------------------------------------------------------------------------------------------

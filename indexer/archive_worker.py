@@ -18,9 +18,9 @@ from ulid import ULID
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, DataLossError, FencedError, HeadwaterError, SettingsError, SnapshotError, UnavailableError
-from contracts.head_lag import HeadLag
 from contracts.log import CommittedOffset, GroupReader, LogRecord
 from indexer.partition_archiver import PartitionArchiver
+from indexer.stage_lag import StageLag
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class ArchiveWorker:
         self._starts: dict[int, float] = {}
         self._retry_commit: dict[int, float] = {}
         self._metrics_due = 0.0
-        self._lag = HeadLag()
+        self._lag = StageLag(engines, collection, collection.source_topic, "archive")
+        self._owned: frozenset[int] = frozenset()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. What lies in open tars stays in the log, where the next archiver finds it."""
@@ -101,6 +102,7 @@ class ArchiveWorker:
         change = reader.take_assignment()
         if change is None:
             return
+        self._owned = self._owned - change.revoked | change.assigned
         for partition in change.revoked:
             self._drop(partition)
         now = self.engines.clock.monotonic_seconds()
@@ -198,9 +200,5 @@ class ArchiveWorker:
             return
         self._metrics_due = now + METRICS_SECONDS
         metrics, name = self.engines.metrics, self.collection.name
-        heads = {p: b.next_offset for p, b in self.engines.log.bounds(self.collection.source_topic).items() if p in self.archivers}
-        done = {partition: archiver.next_offset for partition, archiver in self.archivers.items()}
-        self._lag.observe(heads, now)
-        self._lag.forget(done)
-        metrics.set_lag(name, "archive", self._lag.records(done), self._lag.seconds(done, now))
+        self._lag.measure({partition: archiver.next_offset for partition, archiver in self.archivers.items()}, self._owned)
         metrics.archive_bytes.labels(name).set(sum(archiver.manifest.size_bytes for archiver in self.archivers.values()))

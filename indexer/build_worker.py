@@ -17,7 +17,6 @@ from ulid import ULID
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, FencedError, HeadwaterError, SnapshotError, UnavailableError
-from contracts.head_lag import HeadLag
 from contracts.log import CommittedOffset, GroupReader, LogProducer
 from contracts.manifest import Manifest
 from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
@@ -25,6 +24,7 @@ from indexer.coding import IndexCoding
 from indexer.index_codecs import IndexCodecs
 from indexer.partition_builder import PartitionBuilder
 from indexer.partition_source import PartitionSource
+from indexer.stage_lag import StageLag
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
@@ -57,9 +57,15 @@ class BuildWorker:
         self._starts: dict[int, float] = {}
         self._retry_commit: dict[int, float] = {}
         self._metrics_due = 0.0
-        self._lag = HeadLag()
+        self._lag = StageLag(engines, collection, index.vectors_topic, "index")
+        self._owned: frozenset[int] = frozenset()
+        self.take(collection)
         self._producer: LogProducer
         self._renew_producer = threading.Event()
+
+    def take(self, record: CollectionRecord) -> None:
+        """Follow the newest version of the collection's record: whether this index is the one that answers (any thread)."""
+        self.is_active = record.active_index == self.index.name
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. What has grown but is not sealed stays in the log, where the next builder finds it."""
@@ -107,6 +113,7 @@ class BuildWorker:
         change = reader.take_assignment()
         if change is None:
             return
+        self._owned = self._owned - change.revoked | change.assigned
         for partition in change.revoked:
             self._drop(partition)
         now = self.engines.clock.monotonic_seconds()
@@ -196,11 +203,9 @@ class BuildWorker:
             return
         self._metrics_due = now + METRICS_SECONDS
         metrics, name = self.engines.metrics, self.collection.name
-        heads = {p: b.next_offset for p, b in self.engines.log.bounds(self.index.vectors_topic).items() if p in self.builders}
-        done = {partition: builder.vectors_offset for partition, builder in self.builders.items()}
-        self._lag.observe(heads, now)
-        self._lag.forget(done)
-        metrics.set_lag(name, "index", self._lag.records(done), self._lag.seconds(done, now))
+        if not self.is_active:  # two indexes of a collection have one lag: that of the index that answers
+            return
+        self._lag.measure({partition: builder.vectors_offset for partition, builder in self.builders.items()}, self._owned)
         metrics.segments.labels(name, "committed").set(sum(len(b.manifest.segments) for b in self.builders.values()))
         metrics.segments.labels(name, "growing").set(sum(b.growing is not None for b in self.builders.values()))
         metrics.segment_bytes.labels(name).set(sum(s.size_bytes for b in self.builders.values() for s in b.manifest.segments))

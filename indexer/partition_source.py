@@ -91,8 +91,8 @@ class PartitionSource:
         if media_offset < bounds.start_offset:
             raise DataLossError(
                 f"{where}: offsets {media_offset} to {bounds.start_offset} were removed by retention before they were embedded",
-                hint="raise the topic's retention, then create a new collection on it (`headwater collection create --source-topic`): "
-                "that one begins at the oldest record that is left",
+                hint="raise the topic's retention, then give them up, and the partition goes on by itself: "
+                f"`headwater skip {self.collection.name} --partition {self.partition} --to earliest`",
             )
         if media_offset > bounds.next_offset:
             raise DataLossError(
@@ -163,6 +163,14 @@ class ChainScan:
                 self.vectors_offset = record.offset + 1
             if not records:
                 self.vectors_offset = max(self.vectors_offset, reader.position(self.source.partition))
+
+
+def chain_end(source: PartitionSource) -> ChainScan:
+    """A scan that stands at the vectors topic's present end: `chain.expected` is the first media offset that is not embedded."""
+    scan = source.chain_scan()
+    scan.advance()
+    scan.close()
+    return scan
 
 
 def _topic_id(info: object) -> str | None:
