@@ -20,7 +20,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.encoder import Encoder
 from contracts.engines import Engines
-from contracts.errors import CorruptError, HeadwaterError, SettingsError, SnapshotError, UnavailableError
+from contracts.errors import CorruptError, HeadwaterError, SnapshotError, UnavailableError
 from contracts.log import CommittedOffset, GroupReader, LogRecord
 from embedding.decode_pool import DecodePool
 from indexer.attempts import AttemptBook, is_careful
@@ -31,6 +31,7 @@ from indexer.embed import check_spaces, embed_slices
 from indexer.partition_run import PartitionRun
 from indexer.partition_source import ChainScan, PartitionSource
 from indexer.publish import Publisher
+from indexer.reader_position import position_of
 from indexer.slices import DecodedSlice, FetchedSlice, fetched_slices
 from indexer.watchdog import Watchdog
 
@@ -245,7 +246,7 @@ class EmbedWorker:
             found = [record for record in by_partition.get(partition, ()) if record.offset >= run.fetched_next]
             slices = fetched_slices(found, run.number, run.fetched_next, self.engines.settings.embed_batch_items)
             end = slices[-1].next_offset if slices else run.fetched_next
-            if not records and (position := _position(reader, partition)) > end:  # offsets without records at the log's end
+            if not records and (position := position_of(reader, partition)) > end:  # offsets without records at the log's end
                 slices, end = [FetchedSlice(partition, run.number, end, position, [])], position
             if found and not run.is_counted and not self._count_attempt(partition, run, reader):
                 continue
@@ -384,10 +385,3 @@ def _done(decoded: DecodedSlice) -> Future[DecodedSlice]:
     future: Future[DecodedSlice] = Future()
     future.set_result(decoded)
     return future
-
-
-def _position(reader: GroupReader, partition: int) -> int:
-    try:
-        return reader.position(partition)
-    except SettingsError:  # revoked a moment ago; take_assignment tells in the next turn
-        return -1
