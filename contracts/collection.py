@@ -154,7 +154,7 @@ class CollectionRecord(StoredModel):
         """Topic of rejected records."""
         return dead_letter_topic(self.name)
 
-    def group(self, index: str, role: Literal["embed", "index"]) -> str:
+    def group(self, index: str, role: Literal["embed", "index", "maintain"]) -> str:
         """Consumer group of a role on one index."""
         return f"headwater.{self.name}.{index}.{role}"
 

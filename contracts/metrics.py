@@ -39,6 +39,11 @@ class Metrics:
         self.archive_bytes = self._gauge("archive_bytes", "bytes of the committed tars of this archiver's partitions", "collection")
         self.commit = self._histogram("commit_seconds", "from sealing to the committed manifest", "collection")
         self.commit_conflicts = self._counter("commit_conflicts", "commits that met another writer's manifest", "collection")
+        self.compactions = self._counter("compactions", "commits of the compactor, by why they were due", "collection", "reason")
+        self.collected = self._counter("collected_objects", "objects that garbage collection deleted", "collection", "kind")
+        self.unreferenced = self._gauge(
+            "unreferenced_objects", "objects that no kept manifest names and that are not collected yet", "collection", "partition"
+        )
         self.hot_load = self._histogram("hot_load_seconds", "from a manifest's commit to being served", "collection")
         self.query = self._histogram("query_seconds", "time of one query by step", "collection", "stage")
         self.queries = self._counter("query", "queries by how they ended", "collection", "outcome")

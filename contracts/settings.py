@@ -116,6 +116,21 @@ class Settings(BaseSettings):
         0, ge=0, description="threads of training and of re-encoding, both in the background; 0 is half of the cores, at least one"
     )
 
+    # ---- maintain ---------------------------------------------------------------------------------------------
+    maintain_seconds: float = Field(10.0, gt=0, description="how often each partition is looked at for what can be compacted or collected")
+    compact_fan_in: int = Field(8, ge=2, le=64, description="neighbouring segments of about one size that are compacted into one")
+    compact_bytes: int = Field(
+        512 * MEBIBYTE,
+        ge=MEBIBYTE,
+        description="most bytes of segments that one compaction reads; it holds up to three times as much; a larger segment is rewritten alone",
+    )
+    compact_dead_share: float = Field(0.2, gt=0, le=1, description="share of deleted or superseded rows at which a segment is rewritten")
+    gc_seconds: float = Field(
+        3600.0,
+        ge=0,
+        description="how long a replaced manifest, and objects that only it names, are kept; longer than the longest start of a query node",
+    )
+
     # ---- archiver ---------------------------------------------------------------------------------------------
     archive_bytes: int = Field(64 * MEBIBYTE, ge=1, description="a tar of the archive is closed before it grows beyond this many bytes")
     archive_seconds: float = Field(3600.0, gt=0, description="a tar is closed at this age; until then its records are in the media topic only")

@@ -16,14 +16,15 @@ from ulid import ULID
 
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
-from contracts.errors import CorruptError, FencedError, HeadwaterError, SnapshotError, UnavailableError
-from contracts.log import CommittedOffset, GroupReader, LogProducer
+from contracts.errors import CorruptError, DataLossError, FencedError, HeadwaterError, SnapshotError, UnavailableError
+from contracts.log import CommittedOffset, GroupReader, LogProducer, LogRecord
 from contracts.manifest import Manifest
 from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
 from indexer.coding import IndexCoding
 from indexer.index_codecs import IndexCodecs
 from indexer.partition_builder import PartitionBuilder
 from indexer.partition_source import PartitionSource
+from indexer.reader_position import position_of
 from indexer.stage_lag import StageLag
 from indexer.ulids import UlidSource
 
@@ -88,7 +89,7 @@ class BuildWorker:
         try:
             self._renew()
             self._start_partitions(reader)  # before the poll: what was polled before a seek is not what a new builder begins with
-            records = reader.poll(POLL_SECONDS)  # between here and `feed` nothing may fail: a polled record does not come again
+            records = self._poll(reader)  # between here and `feed` nothing may fail: a polled record does not come again
             self._follow_assignment(reader)
             for record in records:
                 builder = self.builders.get(record.partition)
@@ -101,6 +102,22 @@ class BuildWorker:
         except UnavailableError as error:
             logger.warning("the log or store does not answer, trying again: %s", error)
             stop.wait(RETRY_SECONDS)
+
+    def _poll(self, reader: GroupReader) -> list[LogRecord]:
+        """The next records of all partitions; one whose next record was truncated has been built by somebody else, who committed that far."""
+        try:
+            return reader.poll(POLL_SECONDS)
+        except DataLossError:
+            held = self.engines.log.bounds(self.index.vectors_topic)
+            positions = {partition: position for partition in held if (position := position_of(reader, partition)) >= 0}
+            overtaken = [partition for partition, position in positions.items() if position < held[partition].start_offset]
+            if not overtaken:
+                raise
+            for partition in overtaken:
+                reader.seek(partition, held[partition].start_offset)
+                if partition in self.builders:
+                    self._let_go(partition, "its next batch is committed and truncated")
+            return []
 
     def _renew(self) -> None:
         """Take a new producer after a notice was not stored."""
@@ -142,12 +159,15 @@ class BuildWorker:
         try:
             work()  # type: ignore[operator]
         except FencedError as error:
-            logger.warning("letting go of partition %d: %s", partition, error)
-            self._drop(partition)
-            self._starts[partition] = self.engines.clock.monotonic_seconds() + FENCED_SEALS * self.engines.settings.seal_seconds
+            self._let_go(partition, error)
         except CorruptError as error:
             self._drop(partition)
             self._stop_partition(partition, error)
+
+    def _let_go(self, partition: int, why: object) -> None:
+        logger.warning("letting go of partition %d: %s", partition, why)
+        self._drop(partition)
+        self._starts[partition] = self.engines.clock.monotonic_seconds() + FENCED_SEALS * self.engines.settings.seal_seconds
 
     def _stop_partition(self, partition: int, error: CorruptError) -> None:
         logger.error("partition %d is stopped, the others go on: %s", partition, error)

@@ -28,9 +28,10 @@ from indexer.attempts import AttemptBook, is_careful
 from indexer.careful import Walks
 from indexer.decode import Decoder
 from indexer.embed import check_spaces, embed_slices
-from indexer.partition_run import PartitionRun, position_of
+from indexer.partition_run import PartitionRun
 from indexer.partition_source import ChainScan, PartitionSource
 from indexer.publish import Publisher
+from indexer.reader_position import position_of
 from indexer.slice_queue import SliceQueue, decoded_now
 from indexer.slices import DecodedSlice, FetchedSlice, fetched_slices
 from indexer.watchdog import Watchdog

@@ -35,7 +35,7 @@ from contracts.settings import Settings
 from indexer.archive_policy import fits, should_close, should_close_first
 from indexer.archive_rewrite import is_hit, rewrite_tar
 from indexer.archive_sweep import delete_condemned, sweep_dead_tars
-from indexer.commit import Committer, published_with
+from indexer.commit import Committer
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ class PartitionArchiver:
         changes: dict[str, Any] = {"checkpoint": closed.checkpoint, "purges": purges_above(manifest, closed.checkpoint.media_offset)}
         if closed.entry is not None:
             changes["tars"] = (*manifest.tars, closed.entry)
-            changes["published"] = published_with(manifest.published, self.committer.writer, closed.uploaded[-1].rpartition("/")[2].partition(".")[0])
+            changes["published"] = self.committer.published(manifest.published, closed.uploaded[-1].rpartition("/")[2].partition(".")[0])
         return changes
 
     def _is_kept(self, entry: TarEntry, manifest: ArchiveManifest) -> bool:

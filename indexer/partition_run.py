@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contracts.errors import SettingsError
-from contracts.log import GroupReader
 from indexer.partition_source import ChainScan
 
 
@@ -35,11 +33,3 @@ class PartitionRun:
     def at(cls, number: int, scan: ChainScan, start: int) -> PartitionRun:
         """A run that begins at media offset `start`."""
         return cls(number, scan, start, start, start, start, start)
-
-
-def position_of(reader: GroupReader, partition: int) -> int:
-    """Where the reader stands, or -1 where the partition was revoked a moment ago: `take_assignment` tells in the next turn."""
-    try:
-        return reader.position(partition)
-    except SettingsError:
-        return -1

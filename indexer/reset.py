@@ -1,6 +1,6 @@
 """Going back in the media topic: another index from there, beside the one that answers, and the switch once it has caught up.
 
-A chain never goes backwards, so records that an index has passed are embedded anew only by another one (ADR 0010). It reads what the media
+A chain never goes backwards, so records that an index has passed are embedded anew only by another one (ADR 0011). It reads what the media
 topic still holds; what only the archive holds is not read.
 
 Takes: a collection, a target offset for partitions. Gives: what the new index would leave out; how far it has come. Owns: these two questions.

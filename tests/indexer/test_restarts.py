@@ -19,8 +19,10 @@ from contracts.settings import load_settings
 from indexer.build_worker import FENCED_SEALS, BuildWorker
 from indexer.commit import Committer
 from indexer.embed_worker import RETRY_SECONDS, EmbedWorker
+from indexer.partition_builder import PartitionBuilder
 from indexer.partition_source import PartitionSource
-from tests.indexer.conftest import make_collection, produce, running
+from indexer.ulids import UlidSource
+from tests.indexer.conftest import eventually, make_collection, produce, running
 from tests.indexer.stored import read_partition
 
 
@@ -57,44 +59,82 @@ def test_a_new_run_does_not_begin_with_records_that_were_polled_before_it(timed:
     worker._pool.close()
 
 
+class Built:
+    """A build worker whose turns a test takes, and what it reads."""
+
+    def __init__(self, engines: Engines) -> None:
+        self.engines, self.collection = engines, make_collection(engines, "feed", partitions=1)
+        self.index, self.stop = self.collection.index(), threading.Event()
+        self.worker = BuildWorker(engines, self.collection, self.index)
+        self.worker._producer = engines.log.producer()
+        self.reader = engines.log.group_reader(self.index.vectors_topic, self.collection.group("main", "index"))
+        self.source = PartitionSource(engines, self.collection, self.index, 0)
+
+    def turn(self) -> None:
+        self.worker._turn(self.reader, self.stop)
+
+    def embed(self, item_id: str) -> None:
+        end = self.end()
+        produce(self.engines, self.collection, 0, [item_id])
+        with running(EmbedWorker(self.engines, self.collection, self.index, None).run):
+            eventually(lambda: self.end() > end, what="embedded")
+
+    def end(self) -> int:
+        return self.engines.log.bounds(self.index.vectors_topic)[0].next_offset
+
+    def live(self) -> set[str]:
+        return set(read_partition(self.engines, self.collection, 0).live)
+
+
 def test_a_fenced_builder_whose_group_leaves_it_the_partition_claims_it_again_later_and_misses_nothing(timed: tuple[Engines, ManualClock]) -> None:
     """The other owner may have come and gone between two polls: then the group says nothing, and nobody would build any more."""
     engines, clock = timed
-    collection = make_collection(engines, "feed", partitions=1)
-    index, stop = collection.index(), threading.Event()
-    worker = BuildWorker(engines, collection, index)
-    worker._producer = engines.log.producer()
-    reader = engines.log.group_reader(index.vectors_topic, collection.group("main", "index"))
+    built, seal_seconds = Built(engines), engines.settings.seal_seconds
+    built.turn()
+    built.turn()
+    built.embed("first")
+    built.turn()
+    Committer(built.source.chain, "builder", f"other-{ULID()}", clock, lambda: None).claim()
+    clock.advance(2 * seal_seconds)
+    built.turn()
+    assert not built.worker.builders, "it was fenced"
+    clock.advance(FENCED_SEALS * seal_seconds / 2)
+    built.turn()
+    assert not built.worker.builders, "it does not claim back at once"
+    clock.advance(FENCED_SEALS * seal_seconds)
+    built.embed("second")  # the reader's position is behind "first"
+    built.turn()
+    built.turn()
+    clock.advance(2 * seal_seconds)
+    built.turn()
+    assert built.live() == {"first", "second"}
+    built.reader.close()
 
-    def turn() -> None:
-        worker._turn(reader, stop)
 
-    def embed(item_id: str) -> None:
-        end = engines.log.bounds(index.vectors_topic)[0].next_offset
-        produce(engines, collection, 0, [item_id])
-        with running(EmbedWorker(engines, collection, index, None).run):
-            while engines.log.bounds(index.vectors_topic)[0].next_offset == end:
-                pass
-
-    turn()
-    turn()
-    embed("first")
-    turn()
-    Committer(PartitionSource(engines, collection, index, 0).chain, "builder", f"other-{ULID()}", clock, lambda: None).claim()
+def test_a_builder_whose_next_batch_another_one_committed_and_maintenance_truncated_lets_go(timed: tuple[Engines, ManualClock]) -> None:
+    """It ended its process, other partitions with it, and reported lost data."""
+    engines, clock = timed
+    built = Built(engines)
+    built.turn()
+    built.turn()
+    assert built.worker.builders
+    built.embed("first")
+    other = PartitionBuilder(built.source, f"builder-{ULID()}", UlidSource())
+    record = engines.log.read_at(built.index.vectors_topic, 0, other.start())
+    assert record is not None
+    other.feed(record)
+    other.commit()
+    engines.log.truncate(built.index.vectors_topic, {0: built.end()})
+    built.turn()
+    assert not built.worker.builders
+    clock.advance(2 * FENCED_SEALS * engines.settings.seal_seconds)
+    built.embed("second")
+    built.turn()
+    built.turn()
     clock.advance(2 * engines.settings.seal_seconds)
-    turn()
-    assert not worker.builders, "it was fenced"
-    clock.advance(FENCED_SEALS * engines.settings.seal_seconds / 2)
-    turn()
-    assert not worker.builders, "it does not claim back at once"
-    clock.advance(FENCED_SEALS * engines.settings.seal_seconds)
-    embed("second")  # the reader's position is behind "first"
-    turn()
-    turn()
-    clock.advance(2 * engines.settings.seal_seconds)
-    turn()
-    assert set(read_partition(engines, collection, 0).live) == {"first", "second"}
-    reader.close()
+    built.turn()
+    assert built.live() == {"first", "second"}
+    built.reader.close()
 
 
 class Maintained(MemoryLog):

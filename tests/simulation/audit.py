@@ -9,7 +9,9 @@ from backends.memory_store import MemoryStore
 from contracts.deletes import decode_delete_delta
 from contracts.ledger import decode_ledger
 from contracts.manifest import Manifest, ReadManifest, object_version
+from contracts.object_keys import CollectionKeys
 from contracts.segment import ROWS_PART, read_rows_part
+from indexer.garbage import named_by
 from query.partition_view import PartitionView
 from tests.simulation.reference import Fail, Reference, Shown, shown_row
 
@@ -29,6 +31,8 @@ class Audit:
         self.history: dict[int, ReadManifest] = {}
         self._claims: dict[tuple[str, int], str] = {}
         self._decoded: dict[str, Any] = {}
+        record = reference.record
+        self._boundary = CollectionKeys(record.name, record.incarnation).index(reference.index.name).partition(0).boundary
 
     @property
     def newest(self) -> Manifest:
@@ -117,12 +121,31 @@ class Audit:
             self._decoded[key] = decode(found[0], key)  # type: ignore[index]
         return self._decoded[key]
 
+    # ---- what garbage collection and committers do -----------------------------------------------------------------
+    def deleted(self, key: str) -> None:
+        """An object was deleted: no manifest above the boundary names it."""
+        found = self.store._objects.get(self._boundary)
+        if found is None:
+            return
+        boundary = int(found[0])
+        for version, read in self.history.items():
+            if version > boundary and key in named_by(read.manifest):
+                self.fail(f"{key} was deleted, version {version} of {max(self.history)} names it, the boundary is {boundary}")
+
+    def believed(self, writer: str, read: ReadManifest) -> None:
+        """A committer believes that it has committed: history says the same."""
+        stored = self.history.get(read.manifest.version)
+        if stored is None or stored.sha256 != read.sha256:
+            self.fail(f"{writer} believes that it committed version {read.manifest.version}, history says otherwise")
+
     # ---- views -------------------------------------------------------------------------------------------------------
     def view(self, name: str, view: PartitionView, before: PartitionView | None) -> None:
         """A node shows what a dictionary would hold at its offset, and never less than before."""
         where = f"{name} at version {view.loaded.version}, media offset {view.expected}"
         if before is not None and (view.expected < before.expected or view.loaded.version < before.loaded.version):
             self.fail(f"{where}: it showed version {before.loaded.version}, media offset {before.expected} before")
+        if self.history[view.loaded.version].sha256 != view.loaded.read.sha256:
+            self.fail(f"{where}: another manifest had that number before")
         if view.expected > self.reference.expected:
             self.fail(f"{where}: the chain ends at {self.reference.expected}")
         if not view.loaded.complete:

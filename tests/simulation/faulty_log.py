@@ -175,7 +175,8 @@ class FaultyReader:
 
     def __init__(self, log: FaultyLog, inner: object, topic: str) -> None:
         self._log, self._faults, self._inner = log, log.faults, inner
-        self._topic, self._kind = topic, kind_of(topic)
+        self._topic = topic
+        self._seen_changes = -1
 
     def poll(self, timeout_seconds: float, max_records: int = 500) -> list[LogRecord]:
         self._log._ask("poll", self._topic)
@@ -187,7 +188,10 @@ class FaultyReader:
         return records
 
     def _has_more(self) -> bool:
-        """Whether a poll would bring something, or an error."""
+        """Whether a poll would bring something, or an error; looked at anew only where the log has changed."""
+        if self._seen_changes == self._log.cluster.changes:
+            return False
+        self._seen_changes = self._log.cluster.changes
         inner = self._inner
         topic = self._log.cluster.topics.get(self._topic)
         if topic is None:

@@ -59,8 +59,15 @@ class FaultyStore(MemoryStore):
     def compare_and_swap(self, key: str, data: bytes, etag: str | None) -> PutOutcome:
         self.faults.step(f"swap {kind_of(key)}")
         draw = self.faults.draw()
-        outcome = super().compare_and_swap(key, data, etag) if draw > 0.1 else PutOutcome.CONFLICT
-        outcome = PutOutcome.UNKNOWN if 0.1 < draw < 0.2 and outcome is PutOutcome.CREATED else outcome
+        if draw < 0.06:
+            swap = super().compare_and_swap
+            self.faults.later("late swap", lambda: swap(key, data, etag))
+            outcome = PutOutcome.UNKNOWN
+        elif draw < 0.12:
+            outcome = PutOutcome.CONFLICT if draw < 0.09 else PutOutcome.UNKNOWN
+        else:
+            outcome = super().compare_and_swap(key, data, etag)
+            outcome = PutOutcome.UNKNOWN if draw < 0.2 and outcome is PutOutcome.CREATED else outcome
         self.faults.step(f"swap {kind_of(key)}, answered")
         return outcome
 

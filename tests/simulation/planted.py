@@ -10,19 +10,25 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+from pyroaring import BitMap
+
+import indexer.compacted_deletes
+import indexer.garbage
 from backends.catalog.manifests import VersionChain
 from contracts.chain import AcceptedSpan, BatchSpan, Chain
 from contracts.errors import FencedError
 from contracts.manifest import LedgerEntry, Manifest, ReadManifest
-from contracts.store import PutOutcome
+from contracts.object_keys import ParsedKey
+from contracts.store import ObjectInfo, PutOutcome
 from indexer.commit import Committer
+from indexer.live_rows import LiveRows
 from indexer.partition_builder import PartitionBuilder
 from indexer.watchdog import Watchdog
 from query.follow import ManifestFollower
 from query.hot_load import PartitionLoader
 from query.partition import Partition
 
-Patches = list[tuple[type, str, Callable[..., Any]]]
+Patches = list[tuple[object, str, Callable[..., Any]]]
 
 
 def _nockpt() -> Patches:
@@ -105,11 +111,45 @@ def _trimfirst() -> Patches:
     return [(ManifestFollower, "_load", follow), (PartitionLoader, "_load", load)]
 
 
+def _noboundary() -> Patches:
+    return [(VersionChain, "boundary", lambda self: 0), (VersionChain, "advance_boundary", lambda self, version: version)]
+
+
+def _gcage() -> Patches:
+    def is_dead(parsed: ParsedKey, info: ObjectInfo, head: Manifest, kept_since_seconds: float) -> bool:
+        return info.modified_seconds <= kept_since_seconds
+
+    return [(indexer.garbage, "is_dead", is_dead)]
+
+
+def _norevalidate() -> Patches:
+    return [(indexer.compacted_deletes, "_meanwhile", lambda deletes, inputs: BitMap())]
+
+
+def _stalebits() -> Patches:
+    right = LiveRows.delete_bits
+    first: dict[int, dict[str, BitMap]] = {}
+    kept: list[object] = []  # so that no other array gets its number
+
+    def delete_bits(self: LiveRows, manifest: Manifest, touched: Any) -> dict[str, BitMap]:
+        if id(touched) not in first:
+            kept.append(touched)
+            first[id(touched)] = right(self, manifest, touched)
+        present = {segment.segment_id for segment in manifest.segments}
+        return {name: bits for name, bits in first[id(touched)].items() if name in present}
+
+    return [(LiveRows, "delete_bits", delete_bits)]
+
+
 PLANTED: dict[str, tuple[str, Callable[[], Patches]]] = {
     "nockpt": ("commit without exact checkpoint and epoch check", _nockpt),
     "gapaccept": ("a reader accepts a batch that starts above what it expects", _gapaccept),
     "notrim": ("a reader does not trim rows below what it expects", _notrim),
     "noputid": ("an own commit is not recognised (412 = lost), and its files are cleaned up", _noputid),
+    "noboundary": ("garbage collection deletes manifests, and nobody checks the boundary", _noboundary),
+    "gcage": ("garbage collection by age alone", _gcage),
+    "norevalidate": ("a compaction keeps the delete bits that it read at its start", _norevalidate),
+    "stalebits": ("a builder's delete bits are not computed anew for another manifest", _stalebits),
     "trimfirst": ("a query node trims the tail before the segment is loaded", _trimfirst),
     "maskonce": ("the tail masks old rows only in segments that were loaded when the tail row came", lambda: [(Partition, "_mask_new", _nothing)]),
     "nowatchdog": ("the embed worker never re-reads the chain's end", lambda: [(Watchdog, "_check", _nothing)]),

@@ -20,6 +20,7 @@ from contracts.store import ObjectStore
 from embedding.decode_pool import DecodePool
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
+from indexer.maintain_worker import MaintainWorker
 from query.field_indexes import FieldIndexes
 from query.follow import ManifestFollower
 from query.hot_load import check_identity
@@ -110,6 +111,9 @@ class Roles:
 
     def build(self, name: str, stop: Any) -> None:
         BuildWorker(self.engines, self.record, self.record.index()).run(stop)
+
+    def maintain(self, name: str, stop: Any) -> None:
+        MaintainWorker(self.engines, self.record).run(stop)
 
     def node(self, name: str, stop: Any, nodes: dict[str, WatchedPartition]) -> None:
         """The threads of a `CollectionView` that read: tail reader and manifest follower."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from unittest import mock
 
 from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
 from contracts.engines import Engines
 from contracts.errors import CorruptError, HeadwaterError
 from contracts.log import LogRecord
+from contracts.manifest import Manifest, ReadManifest
 from contracts.media_origin import MediaOrigin, replay_headers
 from contracts.metrics import Metrics
 from contracts.settings import Settings, load_settings
+from indexer.commit import Committer
 from tests.simulation.audit import Audit
 from tests.simulation.baton import NEVER, Process, Scheduler
 from tests.simulation.cooperative import Cooperative, SimulatedClock
@@ -26,7 +31,7 @@ from tests.simulation.roles import ATTRIBUTES, Roles, WatchedPartition, small_fi
 
 NAME = "feed"
 IDS = 7
-WORKERS = ("embed", "build")
+WORKERS = ("embed", "build", "maintain")
 MOST_OF_A_ROLE = 3
 CATCH_UP_SECONDS = 200.0
 
@@ -35,7 +40,7 @@ CATCH_UP_SECONDS = 200.0
 def shared_parts() -> tuple[Settings, Metrics]:
     """Made once per process: they hold nothing of a seed."""
     options: dict[str, Any] = {"log_url": "memory://", "store_url": "memory://", "embed_watchdog_seconds": 0.5, "query_poll_seconds": 2.0}
-    return load_settings(**options, seal_seconds=1.0), Metrics()
+    return load_settings(**options, seal_seconds=1.0, maintain_seconds=0.7, compact_fan_in=2), Metrics()
 
 
 class World:
@@ -50,9 +55,9 @@ class World:
         self.faults.kill = self._kill
         clock = SimulatedClock(self.scheduler)
         self.store, self.log = FaultyStore(clock, self.faults), FaultyLog(self.faults)
-        self.store.on_create, self.log.on_append = self._stored, self._appended
+        self.store.on_create, self.store.on_delete, self.log.on_append = self._stored, self._deleted, self._appended
         settings, metrics = shared_parts()
-        sizes = {"seal_rows": self.rng.randint(2, 8), "embed_batch_items": self.rng.randint(1, 4)}
+        sizes = {"seal_rows": self.rng.randint(2, 8), "embed_batch_items": self.rng.randint(1, 4), "gc_seconds": self.rng.choice([1.0, 3.0, 9.0])}
         self.engines = Engines(settings.model_copy(update=sizes), self.log, self.store, metrics, clock)
         self.nodes: dict[str, WatchedPartition] = {}
         self.alive: dict[Process, Any] = {}
@@ -62,13 +67,27 @@ class World:
 
     def run(self) -> Counter[str]:
         """Run the seed; ViolationError where an invariant does not hold."""
-        with self.cooperative.installed():
+        with self.cooperative.installed(), self._watched():
             self._create()
             director = Process("director", "director")
             self.scheduler.spawn(director, self._direct)
             self.scheduler.run(director)
         self.stats["steps"] = self.scheduler.steps
         return self.stats
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """What a committer believes to have committed is compared with history."""
+        right = Committer._commit
+
+        def commit(committer: Committer[Any], *how: Any) -> ReadManifest:
+            read = right(committer, *how)
+            if isinstance(read.manifest, Manifest) and read.manifest.incarnation == self.reference.record.incarnation:
+                self.audit.believed(committer.writer, read)
+            return read
+
+        with mock.patch.object(Committer, "_commit", commit):
+            yield
 
     # ---- the collection ----------------------------------------------------------------------------------------------
     def _create(self) -> None:
@@ -105,6 +124,11 @@ class World:
             self.stats["commits"] += 1
             if f"-{self.reference.record.incarnation}/" in key:  # what is written to an older incarnation matters to nobody
                 self.audit.manifest(key, data)
+
+    def _deleted(self, key: str) -> None:
+        self.stats["collected"] += 1
+        if f"-{self.reference.record.incarnation}/" in key:
+            self.audit.deleted(key)
 
     def _appended(self, record: LogRecord) -> None:
         kind = kind_of(record.topic)
@@ -190,8 +214,6 @@ class World:
                 self._stop_one()
             elif draw < 0.88 and self._count("embed") < MOST_OF_A_ROLE:
                 self._spawn(self.rng.choice(WORKERS))
-            elif draw < 0.94:
-                self._truncate()
             if 0 <= self.recreate_at <= len(self.reference.media):
                 self.recreate_at = -1
                 self._recreate()
@@ -221,12 +243,6 @@ class World:
         views = [node.view for node in self.nodes.values()]
         newest = self.audit.newest.version
         return all(view is not None and view.expected == end and view.loaded.version == newest and view.loaded.complete for view in views)
-
-    def _truncate(self) -> None:
-        """What the vectors topic no longer needs is removed (maintenance), while somebody may still be about to read it."""
-        self.stats["truncations"] += 1
-        topic, offset = self.reference.index.vectors_topic, self.audit.newest.checkpoint.vectors_offset
-        self.log.memory.truncate(topic, {0: offset})
 
     # ---- the producer ------------------------------------------------------------------------------------------------
     def _produce(self) -> None:
