@@ -150,6 +150,10 @@ class Settings(BaseSettings):
     max_limit: int = Field(1000, ge=1, description="most hits that one query may ask for")
     max_body_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest request body")
 
+    query_deletes: bool = Field(
+        False, description="whether callers of the query service may delete points; there are no users, so it is all of them or none"
+    )
+
     # ---- operation --------------------------------------------------------------------------------------------
     metrics_host: str = Field("127.0.0.1", description="address that a worker's metrics listen on")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="port of a worker's /metrics; none where it is not set")

@@ -19,6 +19,7 @@ from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, DataLossError, FencedError, HeadwaterError, SettingsError, SnapshotError, UnavailableError
 from contracts.log import CommittedOffset, GroupReader, LogRecord
+from indexer.archive_care import ArchiveCare
 from indexer.partition_archiver import PartitionArchiver
 from indexer.stage_lag import StageLag
 from indexer.ulids import UlidSource
@@ -50,6 +51,7 @@ class ArchiveWorker:
         self._starts: dict[int, float] = {}
         self._retry_commit: dict[int, float] = {}
         self._metrics_due = 0.0
+        self.care = ArchiveCare()
         self._lag = StageLag(engines, collection, collection.source_topic, "archive")
         self._owned: frozenset[int] = frozenset()
 
@@ -60,6 +62,7 @@ class ArchiveWorker:
             while not stop.is_set():
                 self._turn(reader, stop)
         finally:
+            self.care.forget(reader)
             try:
                 reader.close()
             except HeadwaterError as error:
@@ -71,6 +74,9 @@ class ArchiveWorker:
             records = self._poll(reader)
             self._follow_assignment(reader)
             is_stalled = self._feed(records, reader)
+            for partition, archiver in self.archivers.items():
+                if self.care.is_walked(partition, archiver.next_offset):
+                    archiver.close()
             for partition in list(self.archivers):
                 self.archivers[partition].close_if_due(is_caught_up=not records)
             self._bound_memory(reader)
@@ -103,6 +109,7 @@ class ArchiveWorker:
         if change is None:
             return
         self._owned = self._owned - change.revoked | change.assigned
+        self.care.forget(reader, change.revoked)
         for partition in change.revoked:
             self._drop(partition)
         now = self.engines.clock.monotonic_seconds()
@@ -119,7 +126,9 @@ class ArchiveWorker:
             del self._starts[partition]
             archiver = PartitionArchiver(self.engines, self.collection, partition, self.writer, self.ulids)
             try:
-                reader.seek(partition, archiver.start())
+                offset = archiver.start()
+                self.care.start(reader, partition, offset, self.engines.log.bounds(self.collection.source_topic)[partition].next_offset)
+                reader.seek(partition, offset)
                 self.archivers[partition] = archiver
             except (UnavailableError, SnapshotError) as error:
                 logger.warning("partition %d cannot be archived yet: %s", partition, error)
@@ -137,9 +146,9 @@ class ArchiveWorker:
             if archiver is None or record.partition in stalled:
                 continue
             try:
-                archiver.feed(record)
+                archiver.feed(record, is_unread=self.care.is_unread(reader, record, archiver.next_offset))
             except UnavailableError as error:
-                logger.warning("a payload cannot be fetched, reading partition %d again: %s", record.partition, error)
+                logger.warning("a record cannot be taken, reading partition %d again: %s", record.partition, error)
                 stalled.add(record.partition)
                 with suppress(SettingsError):  # revoked a moment ago; take_assignment tells in the next turn
                     reader.seek(record.partition, archiver.next_offset)

@@ -148,8 +148,8 @@ class PartitionArchiver:
 
     # ---- fill --------------------------------------------------------------------------------------------------------
 
-    def feed(self, record: LogRecord) -> None:
-        """Take the next record of the media topic.
+    def feed(self, record: LogRecord, *, is_unread: bool = False) -> None:
+        """Take the next record of the media topic; with `is_unread` its value is kept and not looked into (`indexer.archive_care`).
 
         Raises
         ------
@@ -159,7 +159,7 @@ class PartitionArchiver:
         if record.offset < self.next_offset:
             return
         writer = self._writer() if self.open is None else self.open.writer
-        row, data = writer.encode(record)
+        row, data = writer.encode_unread(record) if is_unread else writer.encode(record)
         if self.open is not None and not fits(writer.size_bytes, len(data), self.engines.settings):
             self.close()
             writer = self._writer()
