@@ -25,7 +25,11 @@ ROW = VERDICTS.index("row")
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Runs of one ledger as columns, each of shape (n,), in (offset, item) order; `verdict` are places in `VERDICTS`."""
+    """Runs of one ledger as columns, each of shape (n,), in (offset, item) order; `verdict` are places in `VERDICTS`.
+
+    Runs that share an offset cover the same offsets: where writers join the first items of several records into one run, and the last of these
+    records goes on with others, that last offset is a run of its own here.
+    """
 
     start: NDArray[np.int64]
     next: NDArray[np.int64]
@@ -37,7 +41,14 @@ class Runs:
     def of(cls, runs: Sequence[LedgerRun]) -> Runs:
         """Columns of runs, sorted."""
         rows = sorted((run.start_offset, run.start_item, run.next_offset, run.next_item, VERDICTS.index(run.verdict)) for run in runs)
-        start, start_item, end, next_item, verdict = np.array(rows, np.int64).reshape(-1, 5).T
+        table = np.array(rows, np.int64).reshape(-1, 5)
+        start, start_item, end = table[:, 0], table[:, 1], table[:, 2]
+        shared = np.flatnonzero((end - start > 1)[:-1] & (start[1:] == end[:-1] - 1) & (start_item[1:] > 0))
+        table = np.insert(table, shared + 1, table[shared], axis=0)
+        first = shared + np.arange(len(shared))
+        table[first, 2] -= 1
+        table[first + 1, 0] = table[first, 2]
+        start, start_item, end, next_item, verdict = table.T
         return cls(start, end, start_item, next_item, verdict.astype(np.int8))
 
     def __len__(self) -> int:
