@@ -18,8 +18,16 @@ from contracts.engines import Engines
 from contracts.item import id_hash
 from contracts.media_record import ARROW_TYPE
 from contracts.settings import load_settings
+from indexer import archive_worker, build_worker, embed_worker
 
 DIMENSION = 8
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker tries again it tries soon: how long it pauses is no promise of these tests."""
+    for worker in (embed_worker, build_worker, archive_worker):
+        monkeypatch.setattr(worker, "RETRY_SECONDS", 0.1)
 
 
 @pytest.fixture
