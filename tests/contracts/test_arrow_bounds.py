@@ -70,7 +70,6 @@ import resource, sys
 import numpy as np, pyarrow as pa
 from contracts.media_record import ARROW_TYPE, RecordLimits, read_media_record
 from tests.contracts.format_samples import collection, field, record
-from tests.examples import examples
 value = sys.stdin.buffer.read()
 headers = (("content-type", ARROW_TYPE.encode()),)
 where = collection(field("image", 4, "float32"))
