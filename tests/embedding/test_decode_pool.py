@@ -47,7 +47,7 @@ def pool() -> Iterator[DecodePool]:
 
 @pytest.fixture(scope="module")
 def crashing() -> Iterator[DecodePool]:
-    settings = Settings(decode_children=2, decode_memory_bytes=256 * MEBIBYTE, decode_seconds=1.5)
+    settings = Settings(decode_children=2, decode_memory_bytes=256 * MEBIBYTE, decode_seconds=1.0)
     with DecodePool(settings, CRASHING) as made:
         yield made
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import CorruptError
+from tests.examples import examples
 from tests.vectors.coded import opened, sample
 from vectors import flat
 from vectors.inverted_lists import build_lists, read_lists, write_lists
@@ -75,7 +76,7 @@ def test_lists_whose_sizes_or_ids_disagree_are_corrupt(data: bytes, count: int) 
         read_lists(data, QUANTIZER, np.arange(count, dtype=np.uint32), "here")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.data())
 def test_a_changed_byte_is_found_unless_it_is_a_codes(data: st.DataObject) -> None:
     original = lists_of([2, 2, 7, 9], [0, 1, 2, 3])
