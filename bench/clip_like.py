@@ -1,8 +1,8 @@
 """Vectors that are like CLIP's, made from a seed, with drift where asked: what the workloads on own vectors search.
 
 Unit vectors with a common direction (CLIP's cone), in clusters whose sizes follow a power law; each cluster spreads over a random subspace of its own
-with a decaying spectrum, and everything has a little noise in all directions. Every row has a time in ``[0, 1]``: with `drift` the clusters' means move
-with it, and the share `born` of the clusters appears only after 0.
+with a decaying spectrum, and everything has a little noise in all directions. Every row has a time in ``[0, 1]``: with `drift` the clusters' means
+move with it, and the share `born` of the clusters appears only after 0.
 
 Takes: a seed, times. Gives: rows, float32. Owns: the distribution, and that the same seeds give the same rows.
 Never: is a model of quality on real pictures.
