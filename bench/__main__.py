@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.filters import Filters
 from bench.frame import Bench, Outcome, Workload
 from bench.machine import ROOT, facts
 from bench.picture import draw, readable
@@ -24,6 +25,7 @@ from bench.w1_pictures import PicturesToSearchable
 from bench.w1c_encoder import EncoderSpeed
 from bench.w3_many_segments import ManySegments
 from bench.w4_time_to_searchable import TimeToSearchable
+from bench.w5_hot_load import HotLoad
 from contracts.errors import HeadwaterError
 
 SEED = 20261123
@@ -32,7 +34,7 @@ PICTURE_NAME = "bench.png"
 
 def workloads() -> dict[str, Workload]:
     """All workloads, by name."""
-    made: list[Workload] = [PicturesToSearchable(), EncoderSpeed(), ManySegments(), TimeToSearchable()]
+    made: list[Workload] = [PicturesToSearchable(), EncoderSpeed(), ManySegments(), TimeToSearchable(), HotLoad(), Filters()]
     return {workload.name: workload for workload in made}
 
 

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 BASIS_KEY = 7
 """Tells the random numbers of the clusters' subspaces from those of samples."""
+BLOCK_ROWS = 200_000
 BIRTH_STEPS = 50
 """Moments at which clusters appear, where some do."""
 
@@ -125,10 +126,18 @@ class ClipLike:
         return rows
 
 
-def blocks(source: ClipLike, rows: int, seed: int, block_rows: int = 100_000) -> Iterator[NDArray[np.float32]]:
+def blocks(source: ClipLike, rows: int, seed: int, block_rows: int = BLOCK_ROWS) -> Iterator[NDArray[np.float32]]:
     """`rows` rows in blocks of `block_rows`, the last one smaller; row i of n has the time i / n, so that a prefix is the past."""
+    for vectors, _ in blocks_with_clusters(source, rows, seed, block_rows):
+        yield vectors
+
+
+def blocks_with_clusters(
+    source: ClipLike, rows: int, seed: int, block_rows: int = BLOCK_ROWS
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """The blocks of `blocks` with each row's cluster, shape (m,)."""
     for number, start in enumerate(range(0, rows, block_rows)):
-        yield source.sample(np.arange(start, min(rows, start + block_rows)) / rows, seed + number)
+        yield source.sample_with_clusters(np.arange(start, min(rows, start + block_rows)) / rows, seed + number)
 
 
 def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -124,7 +124,7 @@ def _compare(
     bench: Bench, filled: Filled, view: CollectionView, pipeline: Pipeline, queries: NDArray[np.float32]
 ) -> tuple[dict[str, Measure], dict[str, Any]]:
     count = sum(len(pinned.sealed) for pinned in view.snapshot().views.values())
-    requests = [QueryRequest(query=query.tolist(), limit=LIMIT) for query in queries]
+    requests = [QueryRequest(query=query, limit=LIMIT) for query in queries]
     nprobe = view.snapshot().numbers(VECTOR_FIELD).coded[0].nprobe(TARGET_RECALL)
     truth = filled.truth(queries)
     one_thread()  # of OpenMP, for both sides
