@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bench.filters import Filters
 from bench.frame import Bench, Outcome, Workload
+from bench.http_overhead import HttpOverhead
 from bench.machine import ROOT, facts
 from bench.picture import draw, readable
 from bench.results import FILE_NAME, MACHINE, measures, write_results
@@ -34,7 +35,7 @@ PICTURE_NAME = "bench.png"
 
 def workloads() -> dict[str, Workload]:
     """All workloads, by name."""
-    made: list[Workload] = [PicturesToSearchable(), EncoderSpeed(), ManySegments(), TimeToSearchable(), HotLoad(), Filters()]
+    made: list[Workload] = [PicturesToSearchable(), EncoderSpeed(), ManySegments(), TimeToSearchable(), HotLoad(), Filters(), HttpOverhead()]
     return {workload.name: workload for workload in made}
 
 

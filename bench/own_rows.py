@@ -78,11 +78,12 @@ class StoredSegment:
 
 @dataclass(slots=True)
 class _Chain:
-    """One partition's manifests, and how far its media log would be."""
+    """One partition's manifests, how far its media log would be, and up to where rows were committed or sent."""
 
     manifests: ManifestChain
     read: ReadManifest
     next_offset: int = 0
+    visible_offset: int = 0
     deleted: list[ObjectEntry] = field(default_factory=list)
 
 
@@ -172,6 +173,7 @@ class OwnRows:
         if created is None:
             raise UnavailableError("another writer took a manifest's version", hint="run it again")
         chain.read = created
+        chain.visible_offset = max(chain.visible_offset, manifest.checkpoint.media_offset)
         self._append(partition, NOTICE_KEY, None, notice_headers(CommitNotice(manifest.version, manifest.commit_id, manifest.incarnation)))
         return manifest.version
 
@@ -188,6 +190,7 @@ class OwnRows:
             chain.next_offset += len(block)
             span = BatchSpan(self.record.incarnation, self.record.source_topic_id, start, chain.next_offset)
             self._append(partition, None, value, batch_headers(span, value))
+        chain.visible_offset = chain.next_offset
 
     def _append(self, partition: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
         self._producer.send(self.index.vectors_topic, partition=partition, key=key, value=value, headers=headers).result()
@@ -210,7 +213,7 @@ class OwnRows:
             return False
         snapshot = view.snapshot()
         numbers = snapshot.numbers(VECTOR_FIELD)
-        reached = all(snapshot.views[partition].expected >= chain.next_offset for partition, chain in self._chains.items())
+        reached = all(snapshot.views[partition].expected >= chain.visible_offset for partition, chain in self._chains.items())
         return reached and not numbers.flat and not any(numbering.index.graph_due for numbering in numbers.coded)
 
 

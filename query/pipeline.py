@@ -11,8 +11,6 @@ Owns: the order of the steps, and their times. Never: waits, or knows HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,14 +168,24 @@ class Pipeline:
         if limit > most:
             raise SettingsError(f"limit {limit} is more than {most}", hint="ask for less, or scroll", code="limit_too_large")
 
-    @contextmanager
-    def _timed(self, snapshot: CollectionSnapshot, stage: str) -> Iterator[None]:
-        started = self._engines.clock.monotonic_seconds()
-        try:
-            yield
-        finally:
-            took = self._engines.clock.monotonic_seconds() - started
-            self._engines.metrics.query.labels(snapshot.record.name, stage).observe(took)
+    def _timed(self, snapshot: CollectionSnapshot, stage: str) -> _Timed:
+        return _Timed(self._engines, snapshot.record.name, stage)
+
+
+class _Timed:
+    """Observes how long a step took; a class, since a generator takes three times as long to enter and leave, three times a query."""
+
+    __slots__ = ("_engines", "_name", "_stage", "_started")
+
+    def __init__(self, engines: Engines, name: str, stage: str) -> None:
+        self._engines, self._name, self._stage = engines, name, stage
+
+    def __enter__(self) -> None:
+        self._started = self._engines.clock.monotonic_seconds()
+
+    def __exit__(self, *error: object) -> None:
+        took = self._engines.clock.monotonic_seconds() - self._started
+        self._engines.metrics.query.labels(self._name, self._stage).observe(took)
 
 
 def find_point(snapshot: CollectionSnapshot, item_id: str) -> RowRef:
