@@ -27,6 +27,7 @@ from query.filter_estimate import Estimate
 from query.filter_plan import plan_filter
 from query.http_models import QueryRequest
 from query.pipeline import Pipeline
+from query.query_role import spare_the_collector
 from vectors.flat import one_thread
 
 SHARES = ("1e-5", "1e-3", "0.1", "0.5", "0.99")
@@ -63,6 +64,7 @@ class Filters:
         with bench.steps("filters: train, store, load"), own_rows(matrix[:TRAIN_ROWS], ATTRIBUTES) as made:
             _store(made, matrix, columns)
             with made.opened() as (view, pipeline):
+                spare_the_collector()
                 measured = _Measured(view, pipeline, queries, matrix)
                 with bench.steps("filters: measure", len(KINDS) * len(SHARES)) as step:
                     for kind, attribute in KINDS.items():

@@ -27,6 +27,7 @@ from bench.served_rows import Caller, Served, body_of, served_rows
 from query.collection_view import CollectionView
 from query.http_models import QueryRequest
 from query.pipeline import Pipeline
+from query.query_role import spare_the_collector
 
 SEGMENTS = 20
 TRAIN_ROWS = 30_000
@@ -75,6 +76,7 @@ def _store(served: Served, matrix: NDArray[np.float32]) -> None:
 def _single(bench: Bench, served: Served, view: CollectionView, pipeline: Pipeline, queries: NDArray[np.float32], pairs: int) -> Outcome:
     bodies, requests = [body_of(query, LIMIT) for query in queries], [QueryRequest(query=query, limit=LIMIT) for query in queries]
     caller = served.caller()
+    spare_the_collector()  # as the query role does
     found: dict[str, list[float]] = {"A": [], "B": []}
     work: dict[str, Callable[[int], object]] = {
         "A": lambda at: caller.ask(bodies[at]),

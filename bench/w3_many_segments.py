@@ -26,6 +26,7 @@ from indexer.field_parts import coded_part
 from query.collection_view import CollectionView
 from query.http_models import QueryBatchRequest, QueryRequest
 from query.pipeline import Pipeline
+from query.query_role import spare_the_collector
 from query.search import LEAST_CANDIDATES
 from vectors import coarse_graph
 from vectors.flat import one_thread
@@ -128,6 +129,7 @@ def _compare(
     nprobe = view.snapshot().numbers(VECTOR_FIELD).coded[0].nprobe(TARGET_RECALL)
     truth = filled.truth(queries)
     one_thread()  # of OpenMP, for both sides
+    spare_the_collector()  # as the query role does
     ours = recall([rows_of(pipeline.query(view.snapshot(), request).result) for request in requests], truth)
     bare, by_graph = _fastest(filled, nprobe, queries)
     theirs = recall(bare.closest(queries, LIMIT).tolist(), truth)
