@@ -1,4 +1,4 @@
-"""`python -m bench [WORKLOAD ...] [--quick] [--out FOLDER]`: measure, write bench.json and bench.png, print a table.
+"""`python -m bench [WORKLOAD ...] [--quick | --full] [--out FOLDER]`: measure, write bench.json and bench.png, print a table.
 
 Takes: names of workloads. Gives: files, a table, an exit code: 0 measured, 1 a workload could not be measured, 2 wrong arguments.
 Owns: the list of workloads. Never: fails because of a timing.
@@ -16,13 +16,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.filters import Filters
 from bench.frame import Bench, Outcome, Workload
+from bench.http_overhead import HttpOverhead
 from bench.machine import ROOT, facts
 from bench.picture import draw, readable
 from bench.results import FILE_NAME, MACHINE, measures, write_results
 from bench.w1_pictures import PicturesToSearchable
 from bench.w1c_encoder import EncoderSpeed
+from bench.w3_many_segments import ManySegments
 from bench.w4_time_to_searchable import TimeToSearchable
+from bench.w5_hot_load import HotLoad
 from contracts.errors import HeadwaterError
 
 SEED = 20261123
@@ -31,7 +35,7 @@ PICTURE_NAME = "bench.png"
 
 def workloads() -> dict[str, Workload]:
     """All workloads, by name."""
-    made: list[Workload] = [PicturesToSearchable(), EncoderSpeed(), TimeToSearchable()]
+    made: list[Workload] = [PicturesToSearchable(), EncoderSpeed(), ManySegments(), TimeToSearchable(), HotLoad(), Filters(), HttpOverhead()]
     return {workload.name: workload for workload in made}
 
 
@@ -40,15 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = workloads()
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Headwater; docs/benchmarks.md says what each workload means.")
     parser.add_argument("workload", nargs="*", help=f"of {', '.join(known)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="few repetitions: rough figures in about a minute")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="few repetitions: rough figures in about a minute")
+    length.add_argument("--full", action="store_true", help="as many rows as the goals speak of: longer than twenty minutes")
     parser.add_argument("--out", type=Path, default=ROOT / "results", metavar="FOLDER", help="folder of bench.json and bench.png (default: results)")
     asked = parser.parse_args(arguments)
     names = list(dict.fromkeys(asked.workload)) or list(known)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"unknown workload {', '.join(unknown)}; choose from {', '.join(known)}")
     console = Console(stderr=True)
-    machine = facts() | {"quick": asked.quick}
-    outcomes, failures = _measure([known[name] for name in names], asked.quick, console)
+    machine = facts() | {"quick": asked.quick, "full": asked.full}
+    outcomes, failures = _measure([known[name] for name in names], asked, console)
     if outcomes:
         document = write_results(asked.out, machine, outcomes)
         _report(document, known, asked.out)
@@ -57,12 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _measure(chosen: Sequence[Workload], quick: bool, console: Console) -> tuple[dict[str, Outcome], dict[str, HeadwaterError]]:
+def _measure(chosen: Sequence[Workload], asked: argparse.Namespace, console: Console) -> tuple[dict[str, Outcome], dict[str, HeadwaterError]]:
     outcomes: dict[str, Outcome] = {}
     failures: dict[str, HeadwaterError] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        bench = Bench(quick, SEED, progress)
+        bench = Bench(asked.quick, SEED, progress, asked.full)
         for workload in chosen:
             try:
                 outcomes[workload.name] = workload.run(bench)
@@ -76,8 +82,8 @@ def _report(document: Mapping[str, Any], known: Mapping[str, Workload], folder: 
     goals = {name: workload.goals for name, workload in known.items()}
     machine = document[MACHINE]
     changed = ", uncommitted changes" if machine["has_uncommitted_changes"] else ""
-    rough = ", quick" if machine["quick"] else ""
-    caption = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, commit {machine['commit'][:10]}{changed}{rough}"
+    length = next((f", {name}" for name in ("quick", "full") if machine[name]), "")
+    caption = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, commit {machine['commit'][:10]}{changed}{length}"
     draw(found, goals, {name: workload.title for name, workload in known.items()}, caption, folder / PICTURE_NAME)
     table = Table("workload", "mode", "value", "95 % interval", "n", "goal")
     for name, modes in found.items():

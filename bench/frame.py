@@ -60,11 +60,18 @@ class Bench:
         Of every random choice.
     progress : rich.progress.Progress
         A live display; `steps` adds a bar.
+    full : bool
+        As many rows as the goals speak of: takes longer than `make bench` may.
     """
 
     quick: bool
     seed: int
     progress: Progress
+    full: bool = False
+
+    def size(self, quick: int, usual: int, full: int) -> int:
+        """How much of something this run is to take."""
+        return quick if self.quick else full if self.full else usual
 
     @contextmanager
     def steps(self, text: str, total: int | None = None) -> Iterator[Step]:

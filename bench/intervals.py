@@ -1,4 +1,4 @@
-"""Statistics: percentiles and ratios with bootstrap intervals, and the order A B B A.
+"""Statistics: percentiles, means and ratios with bootstrap intervals, and the order A B B A.
 
 Takes: samples. Gives: `Measure`. Owns: the seeds of resampling, so that the same samples give the same interval.
 Never: drops an outlier.
@@ -41,6 +41,14 @@ def percentile(samples: Sequence[float], percent: float, unit: str, seed: int = 
     values = _checked(samples)
     low, high = _interval(_resampled(values, percent, np.random.default_rng(seed)))
     return Measure(float(np.percentile(values, percent)), unit, low, high, len(values))
+
+
+def mean(samples: Sequence[float], unit: str, seed: int = 0) -> Measure:
+    """The mean of independent samples with its percentile-bootstrap interval, in their unit."""
+    values = _checked(samples)
+    chosen = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = _interval(values[chosen].mean(axis=1))
+    return Measure(float(values.mean()), unit, low, high, len(values))
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], percent: float = 50.0, seed: int = 0) -> Measure:

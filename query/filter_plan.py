@@ -17,13 +17,10 @@ from query.filter_estimate import Estimate
 
 GATHER_COST = 10
 """Codes that are compared in the time of one exact distance of a gathered row, whose vector is some hundred bytes at a random place."""
-WIDENING = 0.75
-"""The closest k of the rows that pass are about the closest k / share of all, which lie in more lists: nprobe grows by (1 / share) ** WIDENING.
-Recall@10 of 100,000 clustered vectors in 512 lists, 0.96 without a filter: at shares of 0.1, 0.05, 0.02 and 0.01 it is 0.97, 0.95, 0.95 and 0.97
-with 0.75, and 0.95, 0.90, 0.85 and 0.81 with 0.5. That is for filters that know nothing of the vectors: where what passes lies elsewhere than the
-query, recall is lower."""
 MATCHES_PER_HIT = 4
 """Rows that pass, in the lists that are probed, for every hit that is asked for: below it lists run empty before the hits are found."""
+SETTLE_BELOW = 0.98
+"""Share of rows that pass below which a search widens until its answer settles (query/settling.py): what is left out may be just what lies near."""
 POST_FILTER_SHARE = 0.9
 """Share of rows that certainly pass from which on the bitmap is left away: its test of every code would drop less than one code in ten."""
 POST_FILTER_SLACK = 1.2
@@ -85,8 +82,12 @@ def plan_filter(passing: Estimate, rows: int, nlist: int, nprobe: int, limit: in
 
 
 def probed_lists(expected: int, rows: int, nlist: int, nprobe: int, limit: int) -> int:
-    """Lists to probe for the closest of `expected` rows among `rows`: never fewer than without a filter, never more than there are."""
+    """Lists to probe first for the closest of `expected` rows among `rows`: never fewer than without a filter, never more than there are.
+
+    The closest k of the rows that pass are about the closest k / share of all, so the lists grow by 1 / share. That is where a search begins: how far
+    the rows that pass lie from a query, no count of them tells.
+    """
     expected = max(1, min(expected, rows))
-    widened = nprobe * math.pow(rows / expected, WIDENING)
+    widened = nprobe * rows / expected
     enough = MATCHES_PER_HIT * limit * nlist / expected
     return min(nlist, max(nprobe, math.ceil(widened), math.ceil(enough)))

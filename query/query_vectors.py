@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,18 +26,21 @@ from embedding.decode_pool import DecodePool
 from embedding.fields import fuse
 from embedding.open_encoder import shared_encoder
 from embedding.texts import normalise_text
-from vectors.flat import normalise
+from vectors.flat import LARGEST, normalise
 
 logger = logging.getLogger(__name__)
 
+_LARGEST = float(LARGEST)
+_NUMBERS = {int, float}
+"""Types of JSON's numbers; a set of types is made several times as fast as each number is asked for its own."""
 _FORMS = 'query is a list of numbers, an id, {"text": ...}, {"image": BASE64}, both keys, {"nearest": list or id}, or absent'
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ByVector:
-    """The caller's own numbers."""
+    """The caller's own numbers: a list as JSON has it, of floats and ints alone, or, from a caller in this process, an array, shape (d,)."""
 
-    values: tuple[float, ...]
+    values: Sequence[float] | NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,8 @@ def parse_query(raw: Any) -> Wanted | None:
         return None
     if (item_id := id_text(raw)) is not None:
         return ByPoint(item_id)
-    if isinstance(raw, list) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in raw):
-        return ByVector(tuple(raw))
+    if isinstance(raw, np.ndarray) or (isinstance(raw, list) and set(map(type, raw)) <= _NUMBERS):
+        return ByVector(raw)
     if isinstance(raw, Mapping) and raw and set(raw) <= {"text", "image"} and all(isinstance(value, str) for value in raw.values()):
         return ByMedia(raw.get("text"), None if "image" not in raw else _decoded(raw["image"]))
     raise SettingsError("the query has a form that is not known", hint=_FORMS, code="invalid_query")
@@ -104,7 +108,7 @@ def choose_field(index: IndexRecord, using: str | None) -> FieldRecord:
     return found
 
 
-def checked_vector(values: Sequence[float], field: FieldRecord) -> NDArray[np.float32]:
+def checked_vector(values: Sequence[float] | NDArray[np.floating[Any]], field: FieldRecord) -> NDArray[np.float32]:
     """The caller's numbers as a query vector, shape (d,).
 
     Raises
@@ -112,13 +116,17 @@ def checked_vector(values: Sequence[float], field: FieldRecord) -> NDArray[np.fl
     SettingsError
         ``invalid_vector``: wrong dimension, a number that is not finite as float32, or no direction under cosine.
     """
-    if len(values) != field.dimension:
-        raise _bad_vector(f"the query has {len(values)} numbers, field {field.name!r} has dimension {field.dimension}")
+    count = len(values) if not isinstance(values, np.ndarray) or values.ndim == 1 else 0
+    if count != field.dimension:
+        raise _bad_vector(f"the query has {count} numbers, field {field.name!r} has dimension {field.dimension}")
     try:
-        wide = np.array(values, np.float64)
+        wide = values.astype(np.float64) if isinstance(values, np.ndarray) else np.fromiter(values, np.float64, count)
     except OverflowError:
         raise _bad_vector("the query has a number beyond float64") from None
-    if not np.isfinite(wide).all() or np.abs(wide).max() > np.finfo(np.float32).max:
+    # a norm that is not too large says the same of every number: the usual case, in one pass
+    if field.metric == "cosine" and 0 < (norm := math.sqrt(np.vdot(wide, wide))) <= _LARGEST:
+        return (wide / norm).astype(np.float32)
+    if not np.abs(wide).max() <= _LARGEST:  # also where one is NaN
         raise _bad_vector("the query has a number that is not finite as float32")
     return in_metric(wide.astype(np.float32), field)
 

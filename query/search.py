@@ -19,9 +19,10 @@ from query.collection_view import CollectionSnapshot
 from query.field_numbers import FieldNumbers, Numbering, PlacedPart
 from query.filter_estimate import Estimate
 from query.filter_masks import apply_filter
-from query.filter_plan import plan_filter
+from query.filter_plan import SETTLE_BELOW, plan_filter
 from query.filter_tree import Filter
 from query.parts import Part, VectorColumn
+from query.settling import settle
 from vectors import flat
 from vectors.recall import REFINE_FACTOR
 from vectors.tiers import Allowed
@@ -112,8 +113,10 @@ def _search_alike(snapshot: CollectionSnapshot, wanted: Sequence[VectorSearch]) 
     sources = [_search_coded(snapshot, queries, fetch, first, numbering, masks) for numbering in numbers.coded]
     if numbers.flat:
         sources.insert(0, _search_flat(snapshot, queries, fetch, first.field, numbers.flat, masks))
-    compared = sum([source.compared for source in sources])
-    return [(_chosen(snapshot, each, [source.refs[at] for source in sources], fetch), compared) for at, each in enumerate(wanted)]
+    return [
+        (_chosen(snapshot, each, [source.refs[at] for source in sources], fetch), sum([source.compared[at] for source in sources]))
+        for at, each in enumerate(wanted)
+    ]
 
 
 def _masks(snapshot: CollectionSnapshot, numbers: FieldNumbers, chosen: Filter) -> Masks:
@@ -123,10 +126,10 @@ def _masks(snapshot: CollectionSnapshot, numbers: FieldNumbers, chosen: Filter) 
 
 
 class _Source(NamedTuple):
-    """For each query its hits in one place, best first, and about how many vectors or codes were compared for each."""
+    """For each query its hits in one place, best first, and about how many vectors or codes were compared."""
 
     refs: Sequence[list[RowRef]]
-    compared: int
+    compared: Sequence[int]
 
 
 def _search_flat(
@@ -148,7 +151,7 @@ def _search_flat(
     for query in range(len(queries)):
         merged = flat.merge([hits[query] for hits in found], field.metric, fetch)
         refs.append([RowRef(*parts[hit.part], columns[hit.part].part_row(hit.row), hit.score) for hit in merged])
-    return _Source(refs, compared)
+    return _Source(refs, [compared] * len(queries))
 
 
 def _search_coded(
@@ -161,16 +164,26 @@ def _search_coded(
         return _scan_refine(queries, fetch, wanted.field, numbering, allowed)
     nlist, tiers = numbering.index.quantizer.nlist, snapshot.tiers[numbering.index]
     nprobe = min(nlist, effort.nprobe if effort.nprobe is not None else numbering.nprobe(effort.target_recall))
+    candidates = max(LEAST_CANDIDATES, REFINE_FACTOR * fetch)
+    settles = False
     if masks is not None:
         # The mask is made, so its count is no estimate, and with the bitmap at hand `post_filter` has nothing to save: both ways by lists are one.
-        plan = plan_filter(Estimate.exact(allowed.count()), tiers.rows, nlist, nprobe, fetch)
+        passing = allowed.count()
+        plan = plan_filter(Estimate.exact(passing), tiers.rows, nlist, nprobe, fetch)
         if plan.way == "exact":
             return _scan_refine(queries, fetch, wanted.field, numbering, allowed)
-        nprobe = plan.nprobe if effort.nprobe is None else nprobe  # who names a number of lists gets that number
-    found, distances = tiers.closest(queries, fetch, max(LEAST_CANDIDATES, REFINE_FACTOR * fetch), nprobe, allowed)
+        if effort.nprobe is None:  # who names a number of lists gets that number
+            nprobe, settles = plan.nprobe, passing < SETTLE_BELOW * tiers.rows
+    if settles:
+        found, distances, taken = settle(
+            lambda some, lists: tiers.closest(queries[some], fetch, candidates, lists, allowed), len(queries), nprobe, nlist
+        )
+        compared = (tiers.rows * taken // nlist).tolist()
+    else:
+        found, distances = tiers.closest(queries, fetch, candidates, nprobe, allowed)
+        compared = [tiers.rows * nprobe // nlist] * len(queries)
     scores = flat.scores_of(distances, wanted.field.metric)
-    refs = [_refs(numbering, *hits) for hits in zip(found.tolist(), scores.tolist(), strict=True)]
-    return _Source(refs, tiers.rows * nprobe // nlist)
+    return _Source([_refs(numbering, *hits) for hits in zip(found.tolist(), scores.tolist(), strict=True)], compared)
 
 
 def _refs(numbering: Numbering, numbers: list[int], scores: list[float]) -> list[RowRef]:
@@ -182,13 +195,13 @@ def _scan_refine(queries: NDArray[np.float32], fetch: int, field: FieldRecord, n
     """All allowed rows, compared with their refine codes."""
     numbers, index = allowed.numbers(), numbering.index
     if not len(numbers):
-        return _Source([[] for _ in queries], 0)
+        return _Source([[] for _ in queries], [0] * len(queries))
     kept = [flat.FlatHits(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
     for start in range(0, len(numbers), EXACT_BLOCK):
         block = numbers[start : start + EXACT_BLOCK]
         hits = flat.search_batch(queries, index.quantizer.decode(index.refine_codes(block)), field.metric, fetch)
         kept = [flat.best_of(before, flat.FlatHits(block[now.rows], now.scores), field.metric, fetch) for before, now in zip(kept, hits, strict=True)]
-    return _Source([_refs(numbering, hits.rows.tolist(), hits.scores.tolist()) for hits in kept], len(numbers))
+    return _Source([_refs(numbering, hits.rows.tolist(), hits.scores.tolist()) for hits in kept], [len(numbers)] * len(queries))
 
 
 def _chosen(snapshot: CollectionSnapshot, wanted: VectorSearch, places: Sequence[list[RowRef]], fetch: int) -> list[RowRef]:

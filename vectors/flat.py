@@ -10,6 +10,7 @@ faiss releases the interpreter's lock while it searches, so threads of one proce
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def normalise(vector: NDArray[np.float32]) -> NDArray[np.float32]:
         It has length zero, hence no direction.
     """
     wide = vector.astype(np.float64)  # in which no finite float32 overflows when squared
-    norm = float(np.linalg.norm(wide))
+    norm = math.sqrt(wide @ wide)
     if norm == 0.0:
         raise ValueError("a vector of length zero has no direction")
     return (wide / norm).astype(np.float32)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.deletes import Tombstone
-from contracts.item import id_hashes
 from indexer.verify.segment_check import DEAD, LIVE, TOMBSTONE
 
 Held = tuple[int, int]
@@ -82,7 +81,7 @@ def _held(held: tuple[NDArray[Any], NDArray[Any]], at: np.intp) -> Held:
 
 def tombstone_columns(tombstones: Sequence[Tombstone], owner: int) -> dict[str, NDArray[Any]]:
     """Columns of `ID_COLUMNS` of one delta's deletes, each of shape (n,), by id hash."""
-    hashes = id_hashes([tombstone.id for tombstone in tombstones])
+    hashes = np.frombuffer(b"".join(tombstone.id_hash for tombstone in tombstones), ">u8").astype(np.uint64).reshape(-1, 2)
     orders = np.array([tombstone.order for tombstone in tombstones], np.int64).reshape(-1, 4)
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))
     count = len(tombstones)
