@@ -107,7 +107,7 @@ def name_key(name: str, version: int) -> str:
     return _made("name", f"{name_prefix(name)}{version:020d}.json")
 
 
-NAMES_PREFIX = "n/"
+NAMES_PREFIX, COLLECTIONS_PREFIX = "n/", "c/"
 
 
 @dataclass(frozen=True, slots=True)

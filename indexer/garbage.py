@@ -16,14 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from backends.catalog.manifests import ManifestChain
+from backends.catalog.archive import ArchiveChain
+from backends.catalog.manifests import ManifestChain, VersionChain
 from backends.catalog.pins import read_pins
 from contracts.clock import Clock
 from contracts.errors import SnapshotError
-from contracts.manifest import Manifest
+from contracts.manifest import Manifest, object_version
 from contracts.object_keys import ParsedKey, parse_key
 from contracts.store import ObjectInfo
+from indexer.archive_sweep import sweep_dead_tars
 
 CLAIMS = {"b": "builder", "m": "compactor"}
 """Role of a claim by the letter in its keys."""
@@ -73,7 +76,8 @@ class PartitionCollector:
         if read is None:
             raise SnapshotError(f"{self.chain.keys.prefix} has no manifest", hint="was the collection deleted?")
         head, now_seconds = read.manifest, self.clock.now_seconds()
-        boundary = self._raise_boundary(listed, head, now_seconds)
+        born = {int(parsed.fields["version"]): info.modified_seconds for info, parsed in listed if parsed.kind == "manifest"}
+        boundary = raise_boundary(self.chain, born, head.version, now_seconds - self.keep_seconds)
         if boundary >= head.version:
             raise SnapshotError(f"{self.chain.keys.prefix}: version {head.version} is gone", hint="another collector is at work")
         pinned, ended = read_pins(self.store, self.chain.keys, now_seconds)  # after the boundary: a later pin sees it
@@ -88,14 +92,6 @@ class PartitionCollector:
         versions = [(int(parsed.fields["version"]), info.key) for info, parsed in listed if parsed.kind == "manifest"]
         self._delete("manifest", [key for version, key in versions if version <= boundary and version not in pinned], done)
         return done
-
-    def _raise_boundary(self, listed: Iterable[tuple[ObjectInfo, ParsedKey]], head: Manifest, now_seconds: float) -> int:
-        """Raise the boundary to the newest version that was replaced long enough ago; never to the newest one."""
-        born = {int(parsed.fields["version"]): info.modified_seconds for info, parsed in listed if parsed.kind == "manifest"}
-        old = [version - 1 for version, seconds in born.items() if version <= head.version and seconds + self.keep_seconds <= now_seconds]
-        current = self.chain.boundary()
-        wanted = min(max(old, default=0), head.version - 1)
-        return self.chain.advance_boundary(wanted) if wanted > current else current
 
     def _read_kept(self, boundary: int, head: Manifest, pinned: set[int]) -> Mapping[int, Manifest]:
         """Manifests above the boundary and pinned ones, by version."""
@@ -113,6 +109,28 @@ class PartitionCollector:
         for key in keys:
             self.store.delete(key)
             done.deleted[kind] = done.deleted.get(kind, 0) + 1
+
+
+def raise_boundary(chain: VersionChain[Any], born: Mapping[int, float], head_version: int, since_seconds: float) -> int:
+    """Raise the boundary to the newest version that was replaced by then, never to the newest one; `born` are times of creation by version."""
+    old = [version - 1 for version, seconds in born.items() if version <= head_version and seconds <= since_seconds]
+    current = chain.boundary()
+    wanted = min(max(old, default=0), head_version - 1)
+    return chain.advance_boundary(wanted) if wanted > current else current
+
+
+def collect_archive(chain: ArchiveChain, clock: Clock, keep_seconds: float) -> dict[str, int]:
+    """Delete old manifests of one partition's archive, and tars of fenced claims; returns how many of each. Raises as `collect`."""
+    listed = {object_version(info.key): info for info in chain.store.list(chain.keys.manifests_prefix)}
+    read = chain.head()
+    if read is None:
+        return {}
+    born = {version: info.modified_seconds for version, info in listed.items()}
+    boundary = raise_boundary(chain, born, read.manifest.version, clock.now_seconds() - keep_seconds)
+    old = [info.key for version, info in listed.items() if version <= boundary]
+    for key in old:
+        chain.store.delete(key)
+    return {"archive_manifest": len(old), "archive_tar": sweep_dead_tars(chain.store, chain, read.manifest)}
 
 
 def is_dead(parsed: ParsedKey, info: ObjectInfo, head: Manifest, kept_since_seconds: float) -> bool:

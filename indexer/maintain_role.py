@@ -1,4 +1,4 @@
-"""The maintain role: a `MaintainWorker` per collection.
+"""The maintain role: a `MaintainWorker` per collection, and a sweep of collections that were deleted.
 
 Takes: engines, collection names. Gives: running maintenance. Owns: nothing. Never: maintains itself.
 """
@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 
 from contracts.engines import Engines
+from indexer.dead_collections import keep_sweeping
 from indexer.maintain_worker import MaintainWorker
 from indexer.role import run_collections
 
@@ -21,4 +22,6 @@ def run_maintain(engines: Engines, collections: Sequence[str] | None, stop: thre
     HeadwaterError
         What cannot be mended by trying again.
     """
+    if collections is None:
+        threading.Thread(target=keep_sweeping, args=(engines, stop), name="sweep-deleted", daemon=True).start()
     run_collections(engines, collections, stop, lambda collection: MaintainWorker(engines, collection), stage="maintain", ends_without_work=is_alone)

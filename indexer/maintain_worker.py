@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from ulid import ULID
 
+from backends.catalog.archive import archive_chain
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, FencedError, HeadwaterError, SnapshotError, UnavailableError
@@ -21,7 +22,7 @@ from contracts.log import GroupReader, LogProducer
 from contracts.manifest import Manifest
 from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
 from indexer.compactor import PartitionCompactor
-from indexer.garbage import PartitionCollector
+from indexer.garbage import PartitionCollector, collect_archive
 from indexer.index_codecs import IndexCodecs
 from indexer.partition_source import PartitionSource
 from indexer.ulids import UlidSource
@@ -146,12 +147,19 @@ class IndexMaintenance:
         metrics, name = self.engines.metrics, self.collection.name
         with metrics.stage.labels("collect").time():
             done = self.collectors[partition].collect()
-        for kind, count in done.deleted.items():
+            archived = self._collect_archive(partition)
+        for kind, count in (*done.deleted.items(), *archived.items()):
             metrics.collected.labels(name, kind).inc(count)
         metrics.unreferenced.labels(name, str(partition)).set(done.waiting)
         start_offset = self.engines.log.bounds(self.index.vectors_topic)[partition].start_offset
         if done.vectors_offset > start_offset:
             self.engines.log.truncate(self.index.vectors_topic, {partition: done.vectors_offset})
+
+    def _collect_archive(self, partition: int) -> dict[str, int]:
+        """The archive belongs to the collection: its garbage goes with that of the first index."""
+        if self.index.name != self.collection.indexes[0].name:
+            return {}
+        return collect_archive(archive_chain(self.engines.store, self.collection, partition), self.engines.clock, self.engines.settings.gc_seconds)
 
     def _announce(self, manifest: Manifest) -> None:
         """Tell query nodes; a lost notice costs them one poll interval, nothing else."""

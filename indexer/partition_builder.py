@@ -225,6 +225,16 @@ class PartitionBuilder:
         logger.info("version %d of partition %d: %s of a segment is coded", read.manifest.version, self.source.partition, name)
         return read
 
+    def look_again(self) -> None:
+        """Take the newest manifest, since a segment of the last one was compacted away.
+
+        Raises
+        ------
+        UnavailableError
+            The store does not answer.
+        """
+        self._take(self.committer.look().manifest)
+
     def _take(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.coded &= {entry.key for segment in manifest.segments for entry in segment.parts.values()}

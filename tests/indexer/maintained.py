@@ -14,10 +14,11 @@ from backends.memory_log import MemoryLog
 from backends.memory_store import MemoryStore
 from contracts.chain import BatchSpan
 from contracts.clock import ManualClock
+from contracts.collection import FieldRecord
 from contracts.engines import Engines
 from contracts.manifest import ReadManifest
 from contracts.settings import load_settings
-from contracts.store import ObjectStore, PutOutcome
+from contracts.store import PutOutcome
 from contracts.vectors_batch import BatchItem, batch_headers, batch_schema, build_batch, encode_batch
 from indexer.compactor import PartitionCompactor
 from indexer.garbage import Collected, PartitionCollector
@@ -62,12 +63,12 @@ class HookedStore(MemoryStore):
 class Site:
     """One partition; `live` is what a dictionary says should be found: id -> text."""
 
-    def __init__(self, store: ObjectStore | None = None, clock: ManualClock | None = None, retention: int | None = None, **settings: object) -> None:
-        self.clock = clock or ManualClock()
-        self.store = store or HookedStore(self.clock)
+    def __init__(self, *, retention: int | None = None, fields: list[FieldRecord] | None = None, **settings: object) -> None:
+        self.clock = ManualClock()
+        self.store = HookedStore(self.clock)
         options = {"log_url": "memory://", "store_url": "memory://", "gc_seconds": KEEP_SECONDS, "compact_fan_in": 4} | settings
         self.engines = Engines(load_settings(**options), MemoryLog(), self.store, clock=self.clock)
-        self.collection = make_collection(self.engines, f"feed-{ULID()}"[:40], partitions=1, retention_seconds=retention)
+        self.collection = make_collection(self.engines, f"feed-{ULID()}"[:40], partitions=1, fields=fields, retention_seconds=retention)
         self.index = self.collection.index()
         self.codecs = IndexCodecs(self.store, self.collection, self.index)
         self.source = PartitionSource(self.engines, self.collection, self.index, 0)

@@ -9,11 +9,20 @@ from contextlib import contextmanager
 import pytest
 from ulid import ULID
 
+from backends.catalog.admin import delete_collection
+from backends.catalog.archive import archive_chain
+from backends.catalog.collections import CollectionCatalog
 from backends.catalog.pins import CLOCK_SECONDS, pin_version, read_pins
 from contracts.errors import FencedError, SnapshotError
 from contracts.manifest import Manifest, SegmentEntry
+from contracts.object_keys import CollectionKeys
 from indexer import garbage
+from indexer.commit import Committer
 from indexer.compactor import PartitionCompactor
+from indexer.dead_collections import sweep_dead_collections
+from indexer.garbage import collect_archive
+from indexer.partition_archiver import ensure_archive
+from tests.indexer.conftest import make_collection
 from tests.indexer.maintained import KEEP_SECONDS, Site, gone, random_items, up
 
 IDS = [f"id-{n}" for n in range(10)]
@@ -367,3 +376,46 @@ def test_what_is_none_of_ours_is_left_alone(site: Site) -> None:
     site.clock.advance(10 * KEEP_SECONDS)
     site.collect()
     assert site.store.get(key) is not None
+
+
+# ---- archives and deleted collections --------------------------------------------------------------------------------------
+
+
+def test_old_manifests_of_an_archive_go_and_its_newest_stays() -> None:
+    site = Site()
+    ensure_archive(site.engines, site.collection, 0)
+    chain = archive_chain(site.store, site.collection, 0)
+    archiver = Committer(chain, "archiver", "archiver-1", site.clock, lambda: None)
+    for _ in range(4):
+        archiver.claim()
+        dead = chain.keys.tar("b", archiver.epoch, str(ULID()))
+        site.store.put_if_absent(dead, b"never committed")
+    site.clock.advance(KEEP_SECONDS)
+    archiver.claim()
+    assert collect_archive(chain, site.clock, KEEP_SECONDS) == {"archive_manifest": 4, "archive_tar": 4}
+    read = chain.head()
+    assert read is not None and read.manifest.epochs.archiver == 5
+    assert archiver.look().manifest.version == archiver.claim().manifest.version - 1
+
+
+def test_a_deleted_collection_goes_with_all_its_objects_and_its_namesake_stays(site: Site) -> None:
+    site.commit(*up("a"))
+    old, name = site.collection, site.collection.name
+    prefix = CollectionKeys(name, old.incarnation).prefix
+    assert sweep_dead_collections(site.store, site.clock, KEEP_SECONDS) == {}
+    delete_collection(site.engines, name)
+    new = make_collection(site.engines, name, partitions=1)
+    assert sweep_dead_collections(site.store, site.clock, KEEP_SECONDS) == {}, "readers of the old one may still be at work"
+    site.clock.advance(KEEP_SECONDS)
+    objects = len(list(site.store.list(prefix)))
+    assert objects > 3 and sweep_dead_collections(site.store, site.clock, KEEP_SECONDS) == {name: objects}
+    assert list(site.store.list(prefix)) == [] and CollectionCatalog(site.store).get(name) == new
+    site.store.put_if_absent(site.source.keys.part("b", 1, str(ULID()), "rows"), b"of a builder that does not know")
+    assert sweep_dead_collections(site.store, site.clock, KEEP_SECONDS) == {name: 1}
+
+
+def test_a_collection_that_has_no_name_yet_is_being_created(site: Site) -> None:
+    keys = CollectionKeys("young", str(ULID()))
+    site.store.put_if_absent(keys.version(1), site.collection.to_bytes())
+    site.clock.advance(1000 * KEEP_SECONDS)
+    assert sweep_dead_collections(site.store, site.clock, KEEP_SECONDS) == {} and site.store.get(keys.version(1)) is not None

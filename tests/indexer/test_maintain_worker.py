@@ -40,7 +40,7 @@ def engines(request: pytest.FixtureRequest, tmp_path) -> Iterator[Engines]:  # t
         "compact_fan_in": 3,
         "archive_seconds": 0.5,
     }
-    settings = load_settings(log_url=log_url, store_url=store_url, cache_dir=tmp_path / "cache", **quick)
+    settings = load_settings(log_url=log_url, store_url=store_url, cache_dir=tmp_path / "cache", compact_fan_in=3, **quick)
     made = Engines(settings, open_log(settings), open_store(settings))
     yield made
     made.log.close()

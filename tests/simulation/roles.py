@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -107,7 +107,9 @@ class Roles:
 
     def embed(self, name: str, stop: Any) -> None:
         pool = cast(DecodePool, object())  # no field wants pictures, so that nobody asks it
-        EmbedWorker(self.engines, self.record, self.record.index(), SmallEncoder(self.faults), pool).run(stop)
+        batch = {"embed_batch_items": self.faults.rng.randint(1, 5)}  # two workers cut the log at different offsets
+        engines = replace(self.engines, settings=self.engines.settings.model_copy(update=batch))
+        EmbedWorker(engines, self.record, self.record.index(), SmallEncoder(self.faults), pool).run(stop)
 
     def build(self, name: str, stop: Any) -> None:
         BuildWorker(self.engines, self.record, self.record.index()).run(stop)

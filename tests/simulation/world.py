@@ -57,7 +57,7 @@ class World:
         self.store, self.log = FaultyStore(clock, self.faults), FaultyLog(self.faults)
         self.store.on_create, self.store.on_delete, self.log.on_append = self._stored, self._deleted, self._appended
         settings, metrics = shared_parts()
-        sizes = {"seal_rows": self.rng.randint(2, 8), "embed_batch_items": self.rng.randint(1, 4), "gc_seconds": self.rng.choice([1.0, 3.0, 9.0])}
+        sizes = {"seal_rows": self.rng.randint(2, 8), "gc_seconds": self.rng.choice([1.0, 3.0, 9.0])}
         self.engines = Engines(settings.model_copy(update=sizes), self.log, self.store, metrics, clock)
         self.nodes: dict[str, WatchedPartition] = {}
         self.alive: dict[Process, Any] = {}
