@@ -22,6 +22,7 @@ from contracts.errors import CorruptError
 from contracts.log import Log
 from contracts.object_keys import CollectionKeys
 from contracts.store import ObjectStore
+from indexer.index_codecs import IndexCodecs
 from indexer.verify.archive_check import ArchiveAudit, check_archive, tar_keys
 from indexer.verify.dead_letter_check import MissingLetter, describe_expired, describe_missing, extra_letters, missing_letters
 from indexer.verify.findings import Finding, Findings
@@ -121,9 +122,9 @@ class Audit:
         ids = IdVersions(self.store, index.name, room / "ids")
         retention = self.collection.retention_seconds
         expire_at_us = None if retention is None else int((self.now_seconds - retention) * 1_000_000)
-        audits = []
+        audits, codecs = [], IndexCodecs(self.store, self.collection, index)
         for partition in range(self.collection.partitions):
-            task = Task(self.store, self.collection, index, partition, room / "places", expire_at_us, self._is_young(), self.tell)
+            task = Task(self.store, self.collection, index, partition, room / "places", expire_at_us, self._is_young(), codecs, self.tell)
             audits.append(check_partition(task, ids, report.findings))
         ids.judge(report.findings, lambda done, total: self.tell(f"ids of {index.name}", done, total))
         for audit in audits:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyroaring import BitMap
 
 from backends.catalog.manifests import ManifestChain
-from contracts.collection import CollectionRecord, IndexRecord
+from contracts.collection import CollectionRecord, FieldRecord, IndexRecord
 from contracts.deletes import decode_delete_delta
 from contracts.errors import CorruptError, SnapshotError
 from contracts.ledger import LedgerRun, decode_ledger
@@ -27,6 +27,8 @@ from contracts.manifest import LedgerEntry, Manifest, ObjectEntry, SegmentEntry
 from contracts.object_keys import CollectionKeys
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, CodedPart, read_field_part, read_rows_part
 from contracts.store import ObjectStore
+from indexer.field_parts import check_quantizer
+from indexer.index_codecs import IndexCodecs
 from indexer.verify.chain_walk import Walked, walk_chain
 from indexer.verify.findings import Finding, Findings
 from indexer.verify.id_versions import IdVersions
@@ -35,6 +37,7 @@ from indexer.verify.object_reader import ObjectReader
 from indexer.verify.row_check import StoredRows, match_rows
 from indexer.verify.segment_check import PLACE_COLUMNS, check_field, check_parts, check_rows, expired_rows, place_columns
 from indexer.verify.spill import WINDOW_ROWS, Spill
+from vectors.inverted_lists import read_lists
 
 ATTEMPTS = 8
 """How often a partition is begun again because its objects were compacted away while it was read."""
@@ -45,9 +48,10 @@ _Parsed = TypeVar("_Parsed")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is checked and where; `expire_at_us`: rows with an event time at or before it have expired, None where nothing does.
+    """What is checked and where.
 
-    `keeps_causes`: whether something newer of every dead row must still be stored.
+    `expire_at_us`: rows with an event time at or before it have expired, None where nothing does. `is_young`: no delete of the collection can have
+    been forgotten yet. `codecs` are the index's quantizers.
     """
 
     store: ObjectStore
@@ -57,6 +61,7 @@ class Task:
     folder: Path
     expire_at_us: int | None
     is_young: bool
+    codecs: IndexCodecs
     tell: Callable[[str, int, int], None]
 
     @property
@@ -222,6 +227,16 @@ class _PartitionCheck:
                 self._add(finding)
             if isinstance(found, CodedPart):
                 self.audit.generations.add((record.name, found.generation))
+                self._parsed(lambda c=found, r=record, p=part: self._read_lists(c, r, p.key), part.key, *span)  # type: ignore[misc]
+
+    def _read_lists(self, part: CodedPart, field: FieldRecord, key: str) -> None:
+        """Hold a part's codes and lists against its generation and rows; a generation that cannot be read has its own finding."""
+        try:
+            quantizer = self.task.codecs.quantizer(field, part.generation)
+        except CorruptError:
+            return
+        check_quantizer(part, quantizer, key)
+        read_lists(part.lists, quantizer, part.rows, key)
 
     def _rows(self, segment: SegmentEntry, entry: ObjectEntry, data: bytes) -> bool:
         """Take a segment's rows; False where they cannot be read."""
