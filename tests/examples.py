@@ -9,7 +9,7 @@ FAST = "not slow"
 FAST_SHARE = 10
 FAST_LEAST = 5
 
-settings.register_profile("fast", max_examples=100 // FAST_SHARE)
+settings.register_profile("fast", max_examples=settings.get_profile("default").max_examples // FAST_SHARE)
 
 
 def choose_profile(name: str) -> None:
