@@ -20,7 +20,7 @@ from bench.clip_like import ClipLike, blocks_with_clusters
 from bench.feeds import VECTOR_FIELD
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import mean, percentile
-from bench.own_rows import PARTITIONS, OwnRows, own_rows
+from bench.own_rows import PARTITIONS, OwnRows, own_rows, trained
 from bench.w3_many_segments import LIMIT, TARGET_RECALL, TRAIN_ROWS, rows_of
 from query.collection_view import CollectionView
 from query.filter_estimate import Estimate
@@ -61,7 +61,7 @@ class Filters:
             queries = source.sample(np.linspace(0, 1, bench.size(50, QUERIES, QUERIES)), bench.seed + 1_000_000)
         columns = _columns(clusters, np.random.default_rng(bench.seed))
         outcome = Outcome(notes={"rows": rows, "queries": len(queries), "limit": LIMIT, "threads": 1})
-        with bench.steps("filters: train, store, load"), own_rows(matrix[:TRAIN_ROWS], ATTRIBUTES) as made:
+        with bench.steps("filters: train, store, load"), own_rows(trained(matrix[:TRAIN_ROWS]), ATTRIBUTES) as made:
             _store(made, matrix, columns)
             with made.opened() as (view, pipeline):
                 spare_the_collector()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from bench.clip_like import ClipLike, blocks
 from bench.frame import Bench, Goal, Outcome
 from bench.intervals import abba, percentile, ratio
-from bench.own_rows import PARTITIONS
+from bench.own_rows import PARTITIONS, trained
 from bench.processes import BenchProcess, module_command
 from bench.served_rows import Caller, Served, body_of, served_rows
 from query.collection_view import CollectionView
@@ -52,7 +52,7 @@ class HttpOverhead:
         with bench.steps("HTTP: make rows"):
             matrix = np.concatenate(list(blocks(source, rows, bench.seed)))
             queries = source.sample(np.linspace(0, 1, QUERIES), bench.seed + 1_000_000)
-        with served_rows(matrix[:TRAIN_ROWS]) as served:
+        with served_rows(trained(matrix[:TRAIN_ROWS])) as served:
             with bench.steps("HTTP: store segments"):
                 _store(served, matrix)
             with served.rows.opened() as (view, pipeline), served.running():

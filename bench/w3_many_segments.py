@@ -20,7 +20,7 @@ from bench.feeds import VECTOR_FIELD
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import abba, percentile, ratio
 from bench.merged_index import MergedIndex, MergedSearch
-from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of
+from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of, trained
 from contracts.errors import CorruptError
 from indexer.field_parts import coded_part
 from query.collection_view import CollectionView
@@ -62,8 +62,10 @@ class ManySegments:
         with bench.steps("W3: make rows"):
             matrix = np.concatenate(list(blocks(source, rows + TAIL_ROWS, bench.seed)))
             queries = source.sample(np.linspace(0, 1, QUERIES), bench.seed + 1_000_000)
+        with bench.steps("W3: train"):
+            generation = trained(matrix[: min(rows, TRAIN_ROWS)])
         for count in SEGMENTS:
-            with bench.steps(f"W3: {count} segments: train, store, load"), own_rows(matrix[: min(rows, TRAIN_ROWS)]) as made:
+            with bench.steps(f"W3: {count} segments: store, load, measure"), own_rows(generation) as made:
                 filled = Filled.of(made, matrix, count, bench.seed)
                 with made.opened() as (view, pipeline):
                     measures, notes = _compare(bench, filled, view, pipeline, queries)

@@ -15,7 +15,7 @@ from bench.filters import SHARES, Filters, _columns
 from bench.frame import Bench
 from bench.http_overhead import HttpOverhead
 from bench.merged_index import MergedIndex
-from bench.own_rows import PARTITIONS, OwnRows, id_of, own_rows, row_of, wait_for
+from bench.own_rows import PARTITIONS, OwnRows, id_of, own_rows, row_of, trained, wait_for
 from bench.served_rows import body_of, served_rows
 from bench.w3_many_segments import ManySegments, recall, rows_of
 from bench.w5_hot_load import Arriver, Asked, HotLoad, _catch_up, _window
@@ -33,7 +33,7 @@ def matrix() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(matrix: np.ndarray) -> Iterator[OwnRows]:
-    with own_rows(matrix[:1000], {"number": "integer"}) as rows:
+    with own_rows(trained(matrix[:1000]), {"number": "integer"}) as rows:
         yield rows
 
 
@@ -78,12 +78,12 @@ def test_nobody_waits_for_ever() -> None:
 
 
 def test_the_service_answers_as_the_pipeline_does_and_finds_what_arrives(matrix: np.ndarray) -> None:
-    with served_rows(matrix[:1000]) as served:
+    with served_rows(trained(matrix[:1000])) as served:
         rows = served.rows
         first = rows.store(0, 0, matrix[:1000])
         for partition in range(PARTITIONS):
             rows.commit(partition, [first] if partition == 0 else [])
-        later = [rows.store(1, 1000, matrix[1000:1500]), rows.store(2, 1500, matrix[1500:])]
+        later = [rows.store(1, 1000, matrix[1000:1500]), rows.store(2, 1500, matrix[1500:], measured=False)]
         with served.running():
             caller, asked = served.caller(), Asked(matrix, np.random.default_rng(0))
             asked.arrived(1000, {0: 2})
