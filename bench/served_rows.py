@@ -39,6 +39,11 @@ class Served:
     place: Place
     process: BenchProcess | None = None
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the role, while it runs."""
+        return [] if self.process is None else [self.process.pid]
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run the query role until the context ends; it has loaded everything that was committed."""

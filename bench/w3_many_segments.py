@@ -21,6 +21,7 @@ from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import abba, percentile, ratio
 from bench.merged_index import MergedIndex, MergedSearch
 from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of, trained
+from bench.processes import Others
 from contracts.errors import CorruptError
 from indexer.field_parts import coded_part
 from query.collection_view import CollectionView
@@ -137,7 +138,7 @@ def _compare(
     theirs = recall(bare.closest(queries, LIMIT).tolist(), truth)
     if abs(ours - theirs) > MOST_RECALL_DIFFERENCE:
         raise CorruptError(f"{count} segments: recall {ours:.4f}, of the merged index {theirs:.4f}: rows are lost or found twice")
-    pairs = bench.size(5, 10, 20)
+    pairs, others = bench.size(5, 10, 20), Others()
     batches = [requests[at : at + BATCH] for at in range(0, QUERIES, BATCH)]
     bodies = [QueryBatchRequest(searches=batch) for batch in batches]
     our_qps, bare_qps = _rates(
@@ -164,6 +165,7 @@ def _compare(
         "our_p50_us": 1e6 * float(np.median(our_p50)),
         "merged_p50_us": 1e6 * float(np.median(bare_p50)),
         "threads": 1,
+        "others_share_of_cpu": others.share(),
     }
     return measures, notes
 

@@ -23,6 +23,7 @@ from bench.clip_like import ClipLike, blocks
 from bench.frame import Bench, Goal, Outcome
 from bench.intervals import abba, percentile, ratio
 from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, id_of, trained, wait_for
+from bench.processes import Others
 from bench.served_rows import Caller, Served, body_of, served_rows
 from contracts.errors import CorruptError
 
@@ -154,6 +155,7 @@ def _measure(
     steady: list[float] = []
     loaded: list[float] = []
     late: list[float] = []
+    others = Others(*served.pids)
     with bench.steps(f"W5: {rate} segments a second", 2 * pairs) as step:
         for which in abba(pairs):
             if which == "A":
@@ -170,7 +172,12 @@ def _measure(
         for name, samples in (("steady", steady), ("loaded", loaded))
         for percent in (50, 99)
     }
-    notes |= {"questions_steady": len(steady), "questions_loaded": len(loaded), "caught_up_after_seconds": max(late)}
+    notes |= {
+        "questions_steady": len(steady),
+        "questions_loaded": len(loaded),
+        "caught_up_after_seconds": max(late),
+        "others_share_of_cpu": others.share(),
+    }
     return ratio(loaded, steady, 99, bench.seed), notes
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +19,7 @@ from bench.frame import Bench
 from bench.http_overhead import HttpOverhead
 from bench.merged_index import MergedIndex
 from bench.own_rows import PARTITIONS, OwnRows, id_of, own_rows, row_of, trained, wait_for
+from bench.processes import Others
 from bench.served_rows import body_of, served_rows
 from bench.w3_many_segments import ManySegments, recall, rows_of
 from bench.w5_hot_load import Arriver, Asked, HotLoad, _catch_up, _window
@@ -144,6 +148,22 @@ def test_the_goals_are_those_that_were_set() -> None:
     assert {mode: goal.limit for mode, goal in HotLoad().goals.items()} == {"s1": 1.15, "s10": 1.3}
     assert HttpOverhead().goals["overhead_p50_ms"].limit == 1.0
     assert {f"{kind}recall_{share}" for kind in ("", "correlated_") for share in SHARES} == set(Filters().goals)
+
+
+def test_others_are_what_ran_beside_the_benchmark() -> None:
+    others, end = Others(), time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    assert 0 <= others.share() < 1
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        with_busy, without = Others(), Others(busy.pid)
+        time.sleep(0.6)
+        assert with_busy.share() > without.share() + 0.1, "a process counts to the others unless it is named"
+    finally:
+        busy.kill()
+        busy.wait()
 
 
 def test_a_run_is_quick_usual_or_full() -> None:
