@@ -20,7 +20,8 @@ from bench.feeds import VECTOR_FIELD
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import abba, percentile, ratio
 from bench.merged_index import MergedIndex, MergedSearch
-from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of
+from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of, trained
+from bench.processes import Others
 from contracts.errors import CorruptError
 from indexer.field_parts import coded_part
 from query.collection_view import CollectionView
@@ -62,8 +63,10 @@ class ManySegments:
         with bench.steps("W3: make rows"):
             matrix = np.concatenate(list(blocks(source, rows + TAIL_ROWS, bench.seed)))
             queries = source.sample(np.linspace(0, 1, QUERIES), bench.seed + 1_000_000)
+        with bench.steps("W3: train"):
+            generation = trained(matrix[: min(rows, TRAIN_ROWS)])
         for count in SEGMENTS:
-            with bench.steps(f"W3: {count} segments: train, store, load"), own_rows(matrix[: min(rows, TRAIN_ROWS)]) as made:
+            with bench.steps(f"W3: {count} segments: store, load, measure"), own_rows(generation) as made:
                 filled = Filled.of(made, matrix, count, bench.seed)
                 with made.opened() as (view, pipeline):
                     measures, notes = _compare(bench, filled, view, pipeline, queries)
@@ -135,7 +138,7 @@ def _compare(
     theirs = recall(bare.closest(queries, LIMIT).tolist(), truth)
     if abs(ours - theirs) > MOST_RECALL_DIFFERENCE:
         raise CorruptError(f"{count} segments: recall {ours:.4f}, of the merged index {theirs:.4f}: rows are lost or found twice")
-    pairs = bench.size(5, 10, 20)
+    pairs, others = bench.size(5, 10, 20), Others()
     batches = [requests[at : at + BATCH] for at in range(0, QUERIES, BATCH)]
     bodies = [QueryBatchRequest(searches=batch) for batch in batches]
     our_qps, bare_qps = _rates(
@@ -162,6 +165,7 @@ def _compare(
         "our_p50_us": 1e6 * float(np.median(our_p50)),
         "merged_p50_us": 1e6 * float(np.median(bare_p50)),
         "threads": 1,
+        "others_share_of_cpu": others.share(),
     }
     return measures, notes
 
