@@ -24,6 +24,7 @@ from bench.picture import draw, readable
 from bench.results import FILE_NAME, MACHINE, measures, write_results
 from bench.w1_pictures import PicturesToSearchable
 from bench.w1c_encoder import EncoderSpeed
+from bench.w2_build import BuildSegments
 from bench.w3_many_segments import ManySegments
 from bench.w4_time_to_searchable import TimeToSearchable
 from bench.w5_hot_load import HotLoad
@@ -35,7 +36,16 @@ PICTURE_NAME = "bench.png"
 
 def workloads() -> dict[str, Workload]:
     """All workloads, by name."""
-    made: list[Workload] = [PicturesToSearchable(), EncoderSpeed(), ManySegments(), TimeToSearchable(), HotLoad(), Filters(), HttpOverhead()]
+    made: list[Workload] = [
+        PicturesToSearchable(),
+        EncoderSpeed(),
+        BuildSegments(),
+        ManySegments(),
+        TimeToSearchable(),
+        HotLoad(),
+        Filters(),
+        HttpOverhead(),
+    ]
     return {workload.name: workload for workload in made}
 
 

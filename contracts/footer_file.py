@@ -30,16 +30,17 @@ MAX_FOOTER_BYTES = 16 * 1024 * 1024
 
 def write_footer_file(kind: str, sections: Mapping[str, bytes | memoryview], meta: Mapping[str, Any]) -> bytes:
     """Lay out sections in order and close with the footer."""
-    out = bytearray(MAGIC)
+    pieces: list[bytes | memoryview] = [MAGIC]
+    size = len(MAGIC)
     placed: dict[str, dict[str, int]] = {}
     for name, data in sections.items():
         view = memoryview(data).cast("B")
-        out += b"\0" * (-len(out) % (PAGE_BYTES if len(view) >= PAGE_BYTES else ALIGNMENT))
-        placed[name] = {"offset": len(out), "size_bytes": len(view)}
-        out += view
+        padding = -size % (PAGE_BYTES if len(view) >= PAGE_BYTES else ALIGNMENT)
+        placed[name] = {"offset": size + padding, "size_bytes": len(view)}
+        pieces += [bytes(padding), view]
+        size += padding + len(view)
     footer = canonical_json.dump({"format": FORMAT_VERSION, "kind": kind, "meta": dict(meta), "sections": placed})
-    out += footer + _TAIL.pack(len(footer), zlib.crc32(footer), MAGIC)
-    return bytes(out)
+    return b"".join([*pieces, footer, _TAIL.pack(len(footer), zlib.crc32(footer), MAGIC)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,15 +83,15 @@ class CodedPart:
     statistics: Mapping[str, Any]
 
 
-def write_rows_part(rows: pa.RecordBatch, meta: Mapping[str, Any]) -> bytes:
-    """Bytes of the `rows` part of n rows whose ids are unique and not null."""
+def write_rows_part(rows: pa.RecordBatch, meta: Mapping[str, Any], ids: IdIndex | None = None) -> bytes:
+    """Bytes of the `rows` part of n rows whose ids are unique and not null; `ids` is the index of their hashes, made here where it is None."""
     optional = [target.name for target in MEDIA_FIELDS if target.name in rows.schema.names]
     if all(rows.column(name).null_count == rows.num_rows for name in optional):
         rows = rows.drop_columns(optional)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_batch(rows)
-    index = IdIndex.of(id_hashes(rows.column("id").to_pylist()))
+    index = IdIndex.of(id_hashes(rows.column("id").to_pylist())) if ids is None else ids
     sections: dict[str, bytes | memoryview] = {
         "rows": memoryview(sink.getvalue()),
         "id_hashes": index.hashes.astype(">u8").tobytes(),
@@ -157,7 +157,10 @@ def write_coded_part(field: FieldRecord, part: CodedPart) -> bytes:
     """Bytes of a field part in the codes of a generation."""
     if not len(part.refine) == len(part.rows) <= part.segment_rows:
         raise ValueError(f"field {field.name}: {len(part.refine)} refine codes, {len(part.rows)} rows of {part.segment_rows}")
-    sections: dict[str, bytes | memoryview] = {"lists": part.lists, "refine": part.refine.tobytes()}
+    sections: dict[str, bytes | memoryview] = {
+        "lists": part.lists,
+        "refine": np.ascontiguousarray(part.refine).data.cast("B") if part.refine.size else b"",
+    }
     meta = _meta(field, part.segment_rows, len(part.rows)) | {
         "layout": "ivf",
         "generation": part.generation,

@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 
 from contracts.errors import HeadwaterError
-from headwater import cli_backup, cli_collection, cli_dead_letter, cli_doctor, cli_ingest, cli_media, cli_operate, cli_purge, cli_roles, cli_train, cli_verify
+from headwater import (
+    cli_backup,
+    cli_collection,
+    cli_dead_letter,
+    cli_doctor,
+    cli_ingest,
+    cli_media,
+    cli_operate,
+    cli_purge,
+    cli_roles,
+    cli_train,
+    cli_verify,
+)
 from headwater.console import print_error
 
 app = typer.Typer(

@@ -21,7 +21,7 @@ from backends.catalog.objects import upload
 from contracts.chain import BatchSpan, Chain
 from contracts.deletes import DeleteDelta, Tombstone, encode_delete_delta
 from contracts.errors import SnapshotError
-from contracts.item import IdIndex, VersionOrder, id_hash, id_hashes
+from contracts.item import VersionOrder, id_hash
 from contracts.ledger import encode_ledger
 from contracts.log import LogRecord
 from contracts.manifest import Checkpoint, LedgerEntry, Manifest, ObjectEntry, ReadManifest, SegmentEntry
@@ -275,8 +275,8 @@ class PartitionBuilder:
         times = pc.min_max(sealed.rows.column("event_time").cast(pa.int64())).as_py()
         span = {"start_offset": self.checkpoint.media_offset, "next_offset": checkpoint.media_offset}
         meta = {**span, "partition": self.source.partition, "schema_version": self.collection.schema_version}
-        rows_part = write_rows_part(sealed.rows, meta)
-        self.live.remember(segment_id, IdIndex.of(id_hashes(sealed.rows.column("id").to_pylist())))
+        rows_part = write_rows_part(sealed.rows, meta, sealed.ids)
+        self.live.remember(segment_id, sealed.ids)
         parts = {ROWS_PART: self._upload(segment_id, ROWS_PART, rows_part)}
         for record in self.index.fields:
             name = FIELD_PART_PREFIX + record.name

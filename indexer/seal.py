@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from contracts.collection import CollectionRecord, IndexRecord
-from contracts.item import VersionOrder, id_hashes
+from contracts.item import IdIndex, VersionOrder, id_hashes
 from contracts.ledger import LedgerRun
 from contracts.media_patch import PatchedRow, Patcher, put_vectors
 from contracts.segment import rows_schema, stored_rows
@@ -30,12 +30,13 @@ from indexer.verdicts import Coded, ledger_runs
 class SealedSegment:
     """What a growing segment became.
 
-    `rows` has the schema of `rows_schema`; `vectors` maps a field to a matrix, shape (rows, d), and which rows have one, shape (rows,);
-    `touched` are the hashes, shape (k, 2), of all ids with a new row or delete; `tombstones` are the winning deletes as
-    (id, offset, item, origin_offset, origin_item).
+    `rows` has the schema of `rows_schema`; `ids` finds a row by its id's hash; `vectors` maps a field to a matrix, shape (rows, d), and which rows
+    have one, shape (rows,), neither to be changed; `touched` are the hashes, shape (k, 2), of all ids with a new row or delete; `tombstones` are the
+    winning deletes as (id, offset, item, origin_offset, origin_item).
     """
 
     rows: pa.RecordBatch
+    ids: IdIndex
     vectors: dict[str, tuple[NDArray[np.floating], NDArray[np.bool_]]]
     touched: NDArray[np.uint64]
     tombstones: list[tuple[str, int, int, int | None, int | None]]
@@ -72,7 +73,8 @@ def seal(batches: Sequence[pa.RecordBatch], collection: CollectionRecord, index:
     won, won_hashes = changes[winner], hashes[winner]
     is_row = verdicts.codes[won] != verdicts.code("delete")
     stored = won[is_row]
-    stored = stored[np.lexsort((_numbers(batch, "item")[stored], _numbers(batch, "offset")[stored]))]
+    order = np.lexsort((_numbers(batch, "item")[stored], _numbers(batch, "offset")[stored]))
+    stored = stored[order]
     made = {place: patches.made[row] for place, row in enumerate(stored.tolist()) if row in patches.made} if patches.made else {}
     rows = _rows(batch, stored, made, collection)
     verdicts.put(changes[~winner], "superseded")
@@ -85,6 +87,7 @@ def seal(batches: Sequence[pa.RecordBatch], collection: CollectionRecord, index:
         reasons.put_column(missed, pa.array(patches.missed.values(), pa.utf8()))
     return SealedSegment(
         rows=rows,
+        ids=IdIndex.of(won_hashes[is_row][order]),
         vectors=_vectors(batch, stored, made, index),
         touched=won_hashes,
         tombstones=_tombstones(batch, won[~is_row]),
@@ -140,9 +143,11 @@ def _vectors(
     batch: pa.RecordBatch, stored: NDArray[np.int64], made: Mapping[int, PatchedRow], index: IndexRecord
 ) -> dict[str, tuple[NDArray[np.floating], NDArray[np.bool_]]]:
     out: dict[str, tuple[NDArray[np.floating], NDArray[np.bool_]]] = {}
+    is_all = np.array_equal(stored, np.arange(batch.num_rows))
     for field in index.fields:
         matrix, present = vector_matrix(batch.column(VECTOR_PREFIX + field.name))
-        out[field.name] = matrix[stored], present[stored]
+        # all rows in their order, as nearly always, are no reason to copy them; patches write into their rows, and need a copy
+        out[field.name] = (matrix, present) if is_all and not made else (matrix[stored], present[stored])
         put_vectors(made, field.name, *out[field.name])
     return out
 

@@ -1,11 +1,12 @@
 """Exact nearest rows of a few queries among many rows that come block by block: the truth that recall is measured against.
 
-Takes: queries, shape (q, d), blocks of rows, shape (n, d). Gives: the closest rows of each query. Owns: the running best.
-Never: holds a block; its cost is one matrix product a block, since after the first block few rows are better than what is there.
+Takes: queries, shape (q, d), blocks of rows, shape (n, d), in any order. Gives: the closest rows of each query. Owns: the best of each block.
+Never: holds a block; its cost is one matrix product a block.
 """
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +14,7 @@ from contracts.encoder import Metric
 
 
 class NearestRows:
-    """The `limit` closest rows of each query so far.
+    """The `limit` closest rows of each query so far; `add` may be called by several threads.
 
     Parameters
     ----------
@@ -26,30 +27,19 @@ class NearestRows:
     """
 
     def __init__(self, queries: NDArray[np.float32], limit: int, metric: Metric) -> None:
-        self._queries, self._limit, self._is_euclid = np.ascontiguousarray(queries.T), limit, metric == "euclid"
-        self._costs = [np.zeros(0, np.float32) for _ in queries]
-        self._rows = [np.zeros(0, np.int64) for _ in queries]
-        self._worst = np.full(len(queries), np.inf, np.float32)
+        self._queries, self._limit, self._is_euclid = np.ascontiguousarray(queries), limit, metric == "euclid"
+        self._found: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
 
     def add(self, start: int, block: NDArray[np.float32]) -> None:
         """Look at rows `start` and following, shape (n, d)."""
-        costs = block @ self._queries
-        costs *= -2 if self._is_euclid else -1
-        if self._is_euclid:
-            costs += np.einsum("ij,ij->i", block, block)[:, None]
-        better_rows, better_queries = np.nonzero(costs < self._worst)
-        for query in np.unique(better_queries):
-            rows = better_rows[better_queries == query]
-            self._keep(int(query), costs[rows, query], rows + start)
-
-    def _keep(self, query: int, costs: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        costs, rows = np.concatenate([self._costs[query], costs]), np.concatenate([self._rows[query], rows])
-        if len(costs) > self._limit:
-            kept = np.argpartition(costs, self._limit - 1)[: self._limit]
-            costs, rows = costs[kept], rows[kept]
-            self._worst[query] = costs.max()
-        self._costs[query], self._rows[query] = costs, rows
+        metric = faiss.METRIC_L2 if self._is_euclid else faiss.METRIC_INNER_PRODUCT
+        scores, rows = faiss.knn(self._queries, block, min(self._limit, len(block)), metric)
+        self._found.append(
+            (scores if self._is_euclid else -scores, np.where(rows < 0, -1, rows + start))
+        )  # a score that is not comparable finds nothing
 
     def rows(self) -> NDArray[np.int64]:
-        """Closest rows of each query, best first, shape (q, limit); at least `limit` rows were seen."""
-        return np.stack([rows[np.argsort(costs, kind="stable")] for costs, rows in zip(self._costs, self._rows, strict=True)])
+        """Closest rows of each query, best first, shape (q, limit); at least `limit` rows were seen. Of equally close ones the first."""
+        costs, rows = (np.concatenate(found, axis=1) for found in zip(*self._found, strict=True))
+        order = np.lexsort((rows, costs))[:, : self._limit]
+        return np.take_along_axis(rows, order, axis=1)

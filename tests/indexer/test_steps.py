@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError
-from contracts.item import VersionOrder
+from contracts.item import VersionOrder, id_hashes
 from contracts.ledger import LedgerRun, merge_runs, untiled
 from contracts.log import LogRecord
+from contracts.segment import write_rows_part
 from contracts.settings import load_settings
 from contracts.vectors_batch import BatchItem, batch_schema, build_batch
 from indexer.partition_builder import trim
@@ -89,6 +90,23 @@ def test_vectors_follow_their_rows_and_missing_ones_are_left_out(collection: Col
     assert sealed.rows.column("id").to_pylist() == ["b", "a"] and present.tolist() == [False, True]
     assert matrix[1].tolist() == [7.0] * DIMENSION
     assert [(run.verdict, run.partial) for run in sealed.ledger] == [("row", True), ("row", False)]
+
+
+def test_a_sealed_segment_finds_its_rows_by_id_and_the_part_stores_that_index(collection: CollectionRecord) -> None:
+    sealed = seal_one(collection, up(7, 0, "c"), up(3, 0, "a"), BatchItem(4, 0, "delete", "d"), up(5, 0, "c"), up(6, 1, "b"))
+    names = sealed.rows.column("id").to_pylist()
+    assert names == ["a", "b", "c"] and sealed.ids.find(id_hashes([*names, "d"])).tolist() == [0, 1, 2, -1]
+    assert write_rows_part(sealed.rows, {}, sealed.ids) == write_rows_part(sealed.rows, {})
+
+
+def test_vectors_of_whole_batches_are_not_copied_and_those_of_patches_are(collection: CollectionRecord) -> None:
+    whole = batch(collection, up(0, 0, "a"), up(1, 0, "b"))
+    nobody = lambda ids: [None] * len(ids)  # noqa: E731
+    sealed = seal([whole], collection, collection.index(), nobody, nobody)
+    assert np.shares_memory(sealed.vectors["vec"][0], whole.column("vector.vec").values.to_numpy())
+    patched = batch(collection, up(0, 0, "a"), BatchItem(1, 0, "patch", "a", patch='{"x":1}'))
+    sealed = seal([patched], collection, collection.index(), nobody, nobody)
+    assert not np.shares_memory(sealed.vectors["vec"][0], patched.column("vector.vec").values.to_numpy())
 
 
 def test_a_patch_without_a_live_row_is_missed_and_takes_nothing_away(collection: CollectionRecord) -> None:

@@ -125,7 +125,7 @@ def test_segments_of_few_rows_have_statistics_too(count: int) -> None:
 def test_nearest_rows_found_block_by_block_are_those_of_exact_search(metric: str, block_rows: int) -> None:
     rows, queries = sample(400, 16, metric, seed=1), sample(9, 16, metric, seed=2)
     nearest = NearestRows(queries, 11, metric)  # type: ignore[arg-type]
-    for start in range(0, 400, block_rows):
+    for start in np.random.default_rng(3).permutation(np.arange(0, 400, block_rows)).tolist():  # threads come in any order
         nearest.add(start, rows[start : start + block_rows])
     exact = [flat.search(query, rows, metric, 11).rows for query in queries]  # type: ignore[arg-type]
     assert nearest.rows().tolist() == [found.tolist() for found in exact]

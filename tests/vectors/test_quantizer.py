@@ -155,6 +155,27 @@ def test_rows_are_coded_alike_one_by_one_and_in_blocks(count: int) -> None:
         assert np.array_equal(one.refine[0], encoded.refine[at])
 
 
+def test_several_threads_code_as_one_does_and_are_shown_every_row_once() -> None:
+    quantizer, rows = opened("dot"), sample(5 * BLOCK_ROWS + 7, 16, "dot", seed=4)
+    shown: list[tuple[int, int, str]] = []
+
+    def each_block(start: int, block: np.ndarray) -> None:
+        assert np.array_equal(block, rows[start : start + len(block)])
+        shown.append((start, len(block), threading.current_thread().name))
+
+    before = faiss.omp_get_max_threads()
+    try:
+        faiss.omp_set_num_threads(1)
+        alone = quantizer.encode(rows)
+        faiss.omp_set_num_threads(3)
+        together = quantizer.encode(rows, each_block)
+    finally:
+        faiss.omp_set_num_threads(before)
+    assert all(np.array_equal(getattr(alone, name), getattr(together, name)) for name in ("list_numbers", "codes", "refine"))
+    assert sorted((start, size) for start, size, _ in shown) == [(n * BLOCK_ROWS, min(BLOCK_ROWS, len(rows) - n * BLOCK_ROWS)) for n in range(6)]
+    assert threading.current_thread().name not in {name for _, _, name in shown}
+
+
 def test_vectors_of_another_dimension_are_refused() -> None:
     with pytest.raises(ValueError):
         opened().encode(np.zeros((2, 15), np.float32))
