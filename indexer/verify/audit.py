@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -230,17 +229,3 @@ class Audit:
             return (set(), {}) if read is None else (set(manifest_keys(read.manifest)), read.manifest.epochs.model_dump())
         except (CorruptError, ValueError):
             return set(), {}  # the chain has its own finding; nothing of it is called dead
-
-
-def total_states(report: AuditReport, index: str) -> Counter[str]:
-    """Items of an index by state, over all partitions."""
-    totals: Counter[str] = Counter()
-    for audit in report.partitions:
-        if audit.index == index:
-            totals.update(audit.states)
-    return totals
-
-
-def states_of(audit: PartitionAudit, names: tuple[str, ...]) -> Iterator[int]:
-    """Counts of a partition by these states, in their order."""
-    return (audit.states.get(name, 0) for name in names)

@@ -259,6 +259,20 @@ def test_a_missing_tar_and_a_missing_payload_hash(site: Site) -> None:
     assert found == {"object_missing": tar.key, "object_damaged": payload}
 
 
+def test_objects_that_nothing_names_are_notes(site: Site) -> None:
+    keys = chain(site.engines, site.collection, 0).keys
+    strange = f"{keys.index.collection.prefix}somebody/else"
+    left = keys.part("b", 1, str(ULID()), "rows")
+    for key in (strange, left):
+        site.engines.store.put_if_absent(key, b"left behind")
+    report = site.audit()
+    assert {(one.kind, one.object, one.partition, one.code.level) for one in report.findings.kept} == {
+        ("orphan", strange, None, "note"),
+        ("orphan", left, 0, "note"),
+    }
+    assert report.findings.exit_code == 0 and not any(orphan.is_dead for orphan in report.orphans), "too young to be called dead"
+
+
 # ---- chains ----------------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +419,13 @@ def test_a_record_that_the_ledger_calls_a_gap_is_found_in_the_archive(site: Site
     found = only(report)
     assert (found.kind, found.partition, found.start_offset, found.next_offset) == ("gap_holds_record", 0, 1, 2)
     assert report.findings.counts["dead_letter_extra"] == 1
+
+
+def test_offsets_that_an_operator_gave_up_are_a_note_and_a_state(site: Site) -> None:
+    report = with_runs(site, 0, lambda runs: [run if run.start_offset != 1 else LedgerRun(1, 2, 0, 0, "lost") for run in runs])
+    assert not told(report) and report.partitions[0].states["lost"] == 1
+    (note,) = report.findings.of("offsets_lost")
+    assert (note.index, note.partition, note.start_offset, note.next_offset) == ("main", 0, 1, 2)
 
 
 def test_a_delete_delta_that_is_forgotten_brings_ids_back_and_each_is_named(site: Site) -> None:
