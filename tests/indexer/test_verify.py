@@ -22,9 +22,10 @@ from contracts.deletes import DeleteDelta, decode_delete_delta, encode_delete_de
 from contracts.engines import Engines
 from contracts.ledger import LedgerRun, decode_ledger, encode_ledger
 from contracts.manifest import ObjectEntry
+from contracts.object_keys import CollectionKeys
 from contracts.segment import read_rows_part, write_rows_part
 from contracts.settings import load_settings
-from contracts.store import StoredObject
+from contracts.store import ObjectInfo, StoredObject
 from indexer.verify.audit import Audit, AuditReport
 from tests.indexer.audited import (
     DAYS,
@@ -187,6 +188,25 @@ def test_objects_that_are_compacted_away_while_they_are_read_are_no_fault(site: 
     report = Audit(store, site.engines.log, site.collection, site.folder, site.engines.clock.now_seconds()).run()
     assert not report.findings.kept and [one.attempts for one in report.partitions] == [times + 1, 1]
     assert {one.states["indexed"] for one in report.partitions} == {49}
+
+
+def test_what_is_committed_while_the_store_is_listed_is_no_orphan(site: Site) -> None:
+    class Committing(FolderStore):
+        """Commits twice before the whole collection is listed: the first commit's object is named by a version that is neither read nor the head."""
+
+        def list(self, prefix: str, start_after: str = "") -> Iterator[ObjectInfo]:
+            if prefix == CollectionKeys(site.collection.name, site.collection.incarnation).prefix:
+                for _ in range(2):
+                    manifest = head(site.engines, site.collection, 0)
+                    entry = manifest.segments[0].parts["rows"]
+                    moved = with_part(manifest.segments[0], "rows", stored_again(site.engines, entry, bytes_of(site.engines, entry)))
+                    recommit(site.engines, site.collection, 0, segments=(moved, *manifest.segments[1:]))
+            return super().list(prefix, start_after)
+
+    before = head(site.engines, site.collection, 0).version
+    store = Committing(folder_of_url(urlsplit(site.engines.settings.store_url)))
+    report = Audit(store, site.engines.log, site.collection, site.folder, site.engines.clock.now_seconds()).run()
+    assert not report.findings.kept and head(site.engines, site.collection, 0).version == before + 2
 
 
 # ---- objects ---------------------------------------------------------------------------------------------------------
