@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from pyroaring import BitMap
 from ulid import ULID
 
 from backends.folder_store import FolderStore
-from backends.open_log import open_log
-from backends.open_store import folder_of_url, open_store
+from backends.open_store import folder_of_url
 from contracts.collection import CollectionRecord
 from contracts.deletes import DeleteDelta, decode_delete_delta, encode_delete_delta
 from contracts.engines import Engines
@@ -24,12 +22,10 @@ from contracts.ledger import LedgerRun, decode_ledger, encode_ledger
 from contracts.manifest import ObjectEntry
 from contracts.object_keys import CollectionKeys
 from contracts.segment import read_rows_part, write_rows_part
-from contracts.settings import load_settings
 from contracts.store import ObjectInfo, StoredObject
 from indexer.verify.audit import Audit, AuditReport
 from tests.indexer.audited import (
     DAYS,
-    all_roles,
     audit,
     bytes_of,
     chain,
@@ -38,15 +34,14 @@ from tests.indexer.audited import (
     kinds,
     make_feed,
     only,
+    opened,
     overwrite,
     recommit,
-    settle,
     stored_again,
     tars,
     told,
     with_part,
 )  # fmt: skip
-from tests.indexer.conftest import make_collection, produce, running
 
 
 @dataclass
@@ -59,13 +54,6 @@ class Site:
 
     def audit(self, **more: object) -> AuditReport:
         return audit(self.engines, self.collection, self.folder, **more)  # type: ignore[arg-type]
-
-
-def opened(log: str, folder: Path, **more: object) -> Engines:
-    settings = load_settings(
-        log_url=log, store_url=f"file:///{folder}", cache_dir=folder, seal_seconds=0.3, embed_watchdog_seconds=0.5, archive_seconds=0.3, **more
-    )
-    return Engines(settings, open_log(settings), open_store(settings))
 
 
 @pytest.fixture(scope="module")
@@ -109,62 +97,11 @@ def test_the_store_alone_is_enough_and_what_was_not_asked_is_said(site: Site) ->
     assert sum(partition.states["indexed"] for partition in report.partitions) == 98
 
 
-def test_a_collection_without_anything_is_whole(tmp_path: Path) -> None:
-    engines = opened(f"memory://{ULID()}", tmp_path / "store")
-    collection = make_collection(engines, "empty")
-    assert not audit(engines, collection, tmp_path / "room").findings.kept
-
-
 def test_expired_rows_are_counted_as_such(site: Site) -> None:
     collection = site.collection.model_copy(update={"retention_seconds": DAYS})
     report = audit(site.engines, collection, site.folder, later_seconds=2 * DAYS)
     assert not told(report)
     assert {(one.states["indexed"], one.states["expired"]) for one in report.partitions} == {(0, 49)}
-
-
-def test_a_truncated_media_topic_is_whole_ledger_and_origin_account_for_it(tmp_path: Path) -> None:
-    engines = opened(f"memory://{ULID()}", tmp_path / "store")
-    collection = make_feed(engines)
-    engines.log.truncate(collection.source_topic, {0: 14, 1: 9})
-    engines.log.truncate(collection.index().vectors_topic, {p: head(engines, collection, p).checkpoint.vectors_offset for p in (0, 1)})
-    report = audit(engines, collection, tmp_path / "room")
-    assert not report.findings.kept
-    assert [report.positions["main", p].start_offset for p in (0, 1)] == [14, 9]
-    assert {sum(one.states.values()) for one in report.partitions} == {40 + 1 + 5 + 1 + 6 + 2 + 1 + 1 + 3}
-
-
-def test_what_is_not_committed_yet_is_no_fault_but_what_the_log_has_forgotten_before_is(tmp_path: Path) -> None:
-    engines = opened(f"memory://{ULID()}", tmp_path / "store")
-    collection = make_feed(engines)
-    for _ in range(3):
-        produce(engines, collection, 0, ["later"])
-    report = audit(engines, collection, tmp_path / "room")
-    assert not report.findings.kept and report.positions["main", 0].next_offset == 17
-    engines.log.truncate(collection.source_topic, {0: 16})
-    found = only(audit(engines, collection, tmp_path / "room"))
-    assert (found.kind, found.index, found.partition, found.start_offset, found.next_offset) == ("offsets_forgotten", "main", 0, 14, 16)
-
-
-def test_an_audit_while_roles_write_tells_no_false_faults(tmp_path: Path) -> None:
-    engines = opened(f"memory://{ULID()}", tmp_path / "store", seal_rows=20)
-    collection = make_collection(engines, "busy")
-    stop, audits = threading.Event(), []
-
-    def feed(ended: threading.Event) -> None:
-        number = 0
-        while not stop.is_set() and not ended.is_set():
-            for partition in (0, 1):
-                produce(engines, collection, partition, [f"{partition}-{(number + n) % 60}" for n in range(10)])
-            number += 7
-
-    with running(feed, *all_roles(engines, collection)):
-        for _ in range(12):
-            audits.append(audit(engines, collection, tmp_path / "room"))
-        stop.set()
-        settle(engines, collection)
-    assert [told(report) for report in audits] == [[]] * len(audits)
-    assert len({report.partitions[0].manifest.version for report in audits if report.partitions[0].manifest}) > 3
-    assert not told(audit(engines, collection, tmp_path / "room"))
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -486,16 +423,3 @@ def test_an_id_index_that_is_not_the_rows_is_named(site: Site) -> None:
     segments = tuple(with_part(one, "rows", entry) if one == segment else one for one in manifest.segments)
     recommit(site.engines, site.collection, 0, segments=segments)
     assert [(one.kind, one.object) for one in told(site.audit())] == [("id_index_wrong", entry.key)]
-
-
-def test_an_id_in_two_partitions_is_a_warning_that_names_both_places(tmp_path: Path) -> None:
-    engines = opened(f"memory://{ULID()}", tmp_path / "store")
-    collection = make_collection(engines, "feed")
-    with running(*all_roles(engines, collection)):
-        produce(engines, collection, 0, ["here", "both"])
-        produce(engines, collection, 1, ["there", "x", "both"])
-        settle(engines, collection)
-    report = audit(engines, collection, tmp_path / "room")
-    found = only(report)
-    assert (found.kind, found.id, found.code.level, report.findings.exit_code) == ("id_in_two_partitions", "both", "warning", 1)
-    assert found.what == "live at 0/0/1 and at 1/0/2" and found.object == head(engines, collection, 1).segments[0].parts["rows"].key
