@@ -114,7 +114,7 @@ def id_columns(part: RowsPart, owner: int, deleted: BitMap, hashes: NDArray[np.u
     kind[dead[dead < len(kind)]] = DEAD
     rows = np.lexsort((hashes[:, 1], hashes[:, 0]))
     owners, numbers = np.full(len(offset), owner, np.uint32), np.arange(len(offset))
-    columns = hashes[:, 0], hashes[:, 1], owners, numbers, effective, effective_item, offset, item, kind
+    columns: tuple[NDArray[Any], ...] = hashes[:, 0], hashes[:, 1], owners, numbers, effective, effective_item, offset, item, kind
     return {name: column[rows] for name, column in zip(ID_COLUMNS, columns, strict=True)}
 
 
