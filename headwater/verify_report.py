@@ -7,7 +7,7 @@ Never: judges; shows more than `most` findings of one code on a terminal.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -125,20 +125,22 @@ def _ordered(report: AuditReport) -> list[Finding]:
 def partition_table(report: AuditReport) -> Table:
     """One line per partition: where it stands, and its items by state."""
     table = Table(title="items by state", title_justify="left")
-    for name in ("index", "partition", "offsets", *(state.replace("_", "-") for state in STATES), "not committed yet"):
-        table.add_column(name, justify="left" if name == "index" else "right")
     totals: Counter[str] = Counter()
     for audit in report.partitions:
         totals.update(audit.states)
-        table.add_row(cell(audit.index), str(audit.partition), _offsets(audit), *_counts(audit.states), _waiting(report, audit))
+    states = (*STATES, "unknown") if totals["unknown"] else STATES
+    for name in ("index", "partition", "offsets", *(state.replace("_", "-") for state in states), "not committed yet"):
+        table.add_column(name, justify="left" if name == "index" else "right")
+    for audit in report.partitions:
+        table.add_row(cell(audit.index), str(audit.partition), _offsets(audit), *_counts(audit.states, states), _waiting(report, audit))
     if len(report.partitions) > 1:
         table.add_section()
-        table.add_row("all", "", "", *_counts(totals), "")
+        table.add_row("all", "", "", *_counts(totals, states), "")
     return table
 
 
-def _counts(states: Counter[str]) -> Iterator[str]:
-    return (f"{states.get(state, 0):,}" for state in STATES)
+def _counts(counts: Counter[str], states: Sequence[str]) -> Iterator[str]:
+    return (f"{counts.get(state, 0):,}" for state in states)
 
 
 def _offsets(audit: PartitionAudit) -> str:
@@ -195,9 +197,9 @@ def verdict_line(report: AuditReport, done: RepairReport | None) -> Text:
     left = report.findings.counts - repaired_kinds(report, done)
     faults, warnings = (sum(count for kind, count in left.items() if CODES[kind].level == level) for level in ("fault", "warning"))
     if faults:
-        return Text(f"FAULTS: {faults:,} faults and {warnings:,} warnings in {checked}", style="bold red")
+        return Text(f"FAULTS: {faults:,}; warnings: {warnings:,}; {checked}", style="bold red")
     if warnings:
-        return Text(f"warnings: {warnings:,}, no faults, in {checked}", style="yellow")
+        return Text(f"warnings: {warnings:,}; no faults; {checked}", style="yellow")
     return Text(f"ok: every item is in exactly one state; {checked}", style="green")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -16,10 +15,11 @@ from pathlib import Path
 
 from backends.catalog.archive import archive_chain
 from backends.catalog.generations import load_generation
-from backends.catalog.manifests import ManifestChain
+from backends.catalog.manifests import ManifestChain, VersionChain
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.errors import CorruptError
 from contracts.log import Log
+from contracts.manifest import Chained
 from contracts.object_keys import CollectionKeys
 from contracts.store import ObjectStore
 from indexer.index_codecs import IndexCodecs
@@ -217,30 +217,26 @@ class Audit:
         report.objects, report.size_bytes = report.objects + objects, report.size_bytes + size_bytes
         named = {Place(audit.index, audit.partition): audit.walked.named for audit in report.partitions}
         named |= {Place(None, audit.partition): audit.walked.named for audit in report.archives}
-        report.orphans = find_orphans(self.store.list(self.keys.prefix), named, self._newest, self.now_seconds)
+        read_to = {Place(audit.index, audit.partition): audit.walked.last_version for audit in report.partitions}
+        read_to |= {Place(None, audit.partition): audit.walked.last_version for audit in report.archives}
+        infos = self.store.list(self.keys.prefix)
+        report.orphans = find_orphans(infos, named, lambda place: self._newest(place, read_to[place]), self.now_seconds)
         report.findings.extend(describe_orphans(report.orphans))
 
-    def _newest(self, place: Place) -> tuple[set[str], Mapping[str, int]]:
-        """Keys that the newest manifest of a place names, and its epochs."""
+    def _newest(self, place: Place, version: int) -> tuple[set[str], Mapping[str, int]]:
+        """Keys that the manifests of a place after this version name, and the newest one's epochs."""
         try:
             if place.index is None:
-                tars = archive_chain(self.store, self.collection, place.partition).head()
-                return (set(), {}) if tars is None else (set(tar_keys(tars.manifest)), tars.manifest.epochs.model_dump())
-            read = ManifestChain(self.store, self.keys.index(place.index).partition(place.partition)).head()
-            return (set(), {}) if read is None else (set(manifest_keys(read.manifest)), read.manifest.epochs.model_dump())
+                return _since(archive_chain(self.store, self.collection, place.partition), tar_keys, version)
+            return _since(ManifestChain(self.store, self.keys.index(place.index).partition(place.partition)), manifest_keys, version)
         except (CorruptError, ValueError):
             return set(), {}  # the chain has its own finding; nothing of it is called dead
 
 
-def total_states(report: AuditReport, index: str) -> Counter[str]:
-    """Items of an index by state, over all partitions."""
-    totals: Counter[str] = Counter()
-    for audit in report.partitions:
-        if audit.index == index:
-            totals.update(audit.states)
-    return totals
-
-
-def states_of(audit: PartitionAudit, names: tuple[str, ...]) -> Iterator[int]:
-    """Counts of a partition by these states, in their order."""
-    return (audit.states.get(name, 0) for name in names)
+def _since(chain: VersionChain[Chained], keys_of: Callable[[Chained], Iterator[str]], version: int) -> tuple[set[str], Mapping[str, int]]:
+    head = chain.head()
+    if head is None:
+        return set(), {}
+    reads = (chain.read(number) for number in range(version + 1, head.manifest.version))
+    named = {key for read in reads if read is not None for key in keys_of(read.manifest)}
+    return named | set(keys_of(head.manifest)), head.manifest.epochs.model_dump()

@@ -24,7 +24,11 @@ class Walked(Generic[Chained]):
     head: ReadVersion[Chained] | None = None
     versions: int = 0
     named: set[str] = field(default_factory=set)
-    lowest_epochs: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def last_version(self) -> int:
+        """Number of the newest readable version, 0 where there is none."""
+        return 0 if self.head is None else self.head.manifest.version
 
 
 def walk_chain(chain: VersionChain[Chained], keys_of: Callable[[Chained], Iterator[str]], findings: Findings, index: str | None) -> Walked[Chained]:
@@ -95,8 +99,6 @@ class _Walk(Generic[Chained]):
         walked.head = read
         walked.versions += 1
         walked.named.update(self.keys_of(read.manifest))
-        for role, epoch in read.manifest.epochs.model_dump().items():
-            walked.lowest_epochs[role] = min(epoch, walked.lowest_epochs.get(role, epoch))
 
     def finish(self) -> None:
         if self.links and self.links[0] is not None and self.links[0].version == 1 and self.links[0].names is not None:

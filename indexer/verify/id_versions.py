@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from backends.catalog.objects import download
@@ -74,9 +75,9 @@ class IdVersions:
         self._spill = Spill(self.folder, ID_COLUMNS, "high")
         self._owners: list[Owner] = []
 
-    def add_rows(self, partition: int, entry: ObjectEntry, part: RowsPart, deleted: BitMap) -> None:
-        """Take a segment's rows."""
-        self._spill.add(id_columns(part, self._own(partition, entry), deleted))
+    def add_rows(self, partition: int, entry: ObjectEntry, part: RowsPart, deleted: BitMap, hashes: NDArray[np.uint64]) -> None:
+        """Take a segment's rows; `hashes`, shape (n, 2), are those of their ids."""
+        self._spill.add(id_columns(part, self._own(partition, entry), deleted, hashes))
 
     def add_tombstones(self, partition: int, tombstones: Sequence[Tombstone]) -> None:
         """Take the deletes of one delta."""

@@ -22,6 +22,7 @@ from backends.catalog.manifests import ManifestChain
 from contracts.collection import CollectionRecord, FieldRecord, IndexRecord
 from contracts.deletes import decode_delete_delta
 from contracts.errors import CorruptError, SnapshotError
+from contracts.item import id_hashes
 from contracts.ledger import LedgerRun, decode_ledger
 from contracts.manifest import LedgerEntry, Manifest, ObjectEntry, SegmentEntry
 from contracts.object_keys import CollectionKeys
@@ -245,14 +246,16 @@ class _PartitionCheck:
         if part is None:
             return False
         deleted = self.deleted[segment.segment_id]
-        for finding in check_rows(segment, part, deleted):
+        ids, rows = part.batch.column("id"), part.batch.num_rows
+        hashes = None if ids.null_count else id_hashes(ids.to_pylist())
+        for finding in check_rows(segment, part, deleted, hashes):
             self._add(finding)
-        if part.batch.column("id").null_count:
+        if hashes is None:
             return False
         self.places.add(place_columns(part, len(self.keys)))
         self.keys.append(entry.key)
-        self.ids.add_rows(self.task.partition, entry, part, deleted)
-        live = part.batch.num_rows - len([row for row in deleted if row < part.batch.num_rows])
+        self.ids.add_rows(self.task.partition, entry, part, deleted, hashes)
+        live = rows - (deleted.rank(rows - 1) if rows else 0)
         expired = expired_rows(part, deleted, self.task.expire_at_us)
         self.audit.states.update({"indexed": live - expired, "expired": expired})
         return True

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from contracts.collection import IndexRecord
-from contracts.item import id_hashes
+from contracts.item import IdIndex
 from contracts.manifest import SegmentEntry
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, CodedPart, FieldPart, RowsPart
 from indexer.verify.findings import Finding
@@ -38,8 +38,18 @@ ID_COLUMNS = {
 """Columns of a version of an id: its hash, who holds it (a segment's number, or a partition's deletes), and its order."""
 
 
-def check_rows(entry: SegmentEntry, part: RowsPart, deleted: BitMap) -> Iterator[Finding]:
-    """What is wrong with a segment's rows; `deleted` are the rows that any delete delta names."""
+def check_rows(entry: SegmentEntry, part: RowsPart, deleted: BitMap, hashes: NDArray[np.uint64] | None) -> Iterator[Finding]:
+    """What is wrong with a segment's rows.
+
+    Parameters
+    ----------
+    entry, part
+        The segment, and its rows.
+    deleted : BitMap
+        Rows that any delete delta names.
+    hashes : NDArray[np.uint64] or None
+        shape (n, 2): hashes of the rows' ids; None where a row has no id.
+    """
     key, rows = entry.parts[ROWS_PART].key, part.batch.num_rows
     span = entry.start_offset, entry.next_offset
     if rows != entry.rows:
@@ -50,18 +60,15 @@ def check_rows(entry: SegmentEntry, part: RowsPart, deleted: BitMap) -> Iterator
         yield _row(key, offset, item, int(at), f"row {at} comes after a row with a higher place")
     for at in np.flatnonzero((offset < entry.start_offset) | (offset >= entry.next_offset)):
         yield _row(key, offset, item, int(at), f"row {at} lies outside of the segment's offsets {entry.start_offset} to {entry.next_offset}")
-    ids = part.batch.column("id")
-    if ids.null_count:
-        yield Finding("object_unreadable", f"{ids.null_count} rows without an id", object=key).at(*span)
-    elif not _is_index_right(part):
+    if hashes is None:
+        yield Finding("object_unreadable", "rows without an id", object=key).at(*span)
+    elif not _is_index_right(part.ids, hashes):
         yield Finding("id_index_wrong", "the stored id hashes are not those of the rows' ids", object=key).at(*span)
-    beyond = [row for row in deleted if row >= rows]
-    if beyond:
-        yield Finding("delete_out_of_range", f"deletes name row {beyond[0]} of {rows}", object=key).at(*span)
+    if deleted and deleted.max() >= rows:
+        yield Finding("delete_out_of_range", f"deletes name row {deleted.max()} of {rows}", object=key).at(*span)
 
 
-def _is_index_right(part: RowsPart) -> bool:
-    hashes, index = id_hashes(part.batch.column("id").to_pylist()), part.ids
+def _is_index_right(index: IdIndex, hashes: NDArray[np.uint64]) -> bool:
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))
     same_rows = bool((np.sort(index.rows) == np.arange(len(index.rows))).all())
     return same_rows and bool((index.hashes == hashes[order]).all()) and bool((hashes[index.rows] == index.hashes).all())
@@ -95,16 +102,16 @@ def place_columns(part: RowsPart, segment: int) -> dict[str, NDArray[Any]]:
     return {"offset": offset[order], "item": item[order], "segment": np.full(len(offset), segment, np.uint32)}
 
 
-def id_columns(part: RowsPart, owner: int, deleted: BitMap) -> dict[str, NDArray[Any]]:
-    """Columns of `ID_COLUMNS` of a segment's rows, each of shape (n,), by id hash."""
+def id_columns(part: RowsPart, owner: int, deleted: BitMap, hashes: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
+    """Columns of `ID_COLUMNS` of a segment's rows, each of shape (n,), by id hash; `hashes` has shape (n, 2)."""
     offset, item = _column(part.batch, "offset"), _column(part.batch, "item")
     origin = part.batch.column("origin_offset")
     has = np.asarray(origin.is_valid())
     effective = np.where(has, origin.fill_null(0).to_numpy(zero_copy_only=False), offset)
     effective_item = np.where(has, part.batch.column("origin_item").fill_null(0).to_numpy(zero_copy_only=False), item)
     kind = np.full(len(offset), LIVE, np.uint8)
-    kind[np.array([row for row in deleted if row < len(kind)], np.int64)] = DEAD
-    hashes = id_hashes(part.batch.column("id").to_pylist())
+    dead = np.array(deleted.to_array(), np.int64)
+    kind[dead[dead < len(kind)]] = DEAD
     rows = np.lexsort((hashes[:, 1], hashes[:, 0]))
     owners, numbers = np.full(len(offset), owner, np.uint32), np.arange(len(offset))
     columns: tuple[NDArray[Any], ...] = hashes[:, 0], hashes[:, 1], owners, numbers, effective, effective_item, offset, item, kind

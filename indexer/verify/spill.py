@@ -38,7 +38,6 @@ class Spill:
         self._key = key
         self._runs: list[tuple[int, int]] = []
         self._written = 0
-        self._maps: dict[str, NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return sum(end - start for start, end in self._runs)
@@ -52,7 +51,6 @@ class Spill:
             self._files[name].write(np.ascontiguousarray(columns[name], dtype=kind).tobytes())
         self._runs.append((self._written, self._written + rows))
         self._written += rows
-        self._maps = {}
 
     def mark(self) -> int:
         """Where the runs stand now, for `rewind`."""
@@ -64,21 +62,22 @@ class Spill:
 
     def between(self, low: int, high: int) -> dict[str, NDArray[Any]]:
         """Rows whose key is in ``[low, high)``, by column, each of shape (m,), run after run."""
-        if self._written and not self._maps:
-            for file in self._files.values():
-                file.flush()
-            self._maps = {name: np.memmap(path, self._types[name], "r") for name, path in self._paths.items()}
+        if not self._runs:
+            return {name: np.empty(0, column) for name, column in self._types.items()}
+        for file in self._files.values():
+            file.flush()
+        maps = {name: np.memmap(path, self._types[name], "r") for name, path in self._paths.items()}  # for this call: mapped pages are memory too
         kind = self._types[self._key].type
         pieces = []
         for start, end in self._runs:
-            keys = self._maps[self._key][start:end]
+            keys = maps[self._key][start:end]
             first = int(np.searchsorted(keys, kind(low)))
             last = len(keys) if high > np.iinfo(kind).max else int(np.searchsorted(keys, kind(high)))
             if last > first:
                 pieces.append(slice(start + first, start + last))
         if not pieces:
             return {name: np.empty(0, column) for name, column in self._types.items()}
-        return {name: np.concatenate([np.asarray(self._maps[name][piece]) for piece in pieces]) for name in self._types}
+        return {name: np.concatenate([np.asarray(maps[name][piece]) for piece in pieces]) for name in self._types}
 
     def windows(self) -> Iterator[tuple[int, int]]:
         """Ranges that cut the whole span of a uint64 key into pieces of about `WINDOW_ROWS` rows, where keys lie evenly (hashes do)."""
@@ -88,6 +87,5 @@ class Spill:
 
     def close(self) -> None:
         """Let go of the files."""
-        self._maps = {}
         for file in self._files.values():
             file.close()

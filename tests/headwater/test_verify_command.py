@@ -75,8 +75,8 @@ def test_a_fault_ends_with_exit_code_6_and_says_where_and_what_to_do(headwater: 
         flip(engines, entry.key)
     ended = headwater("verify", "feed")
     text = "".join(ended.out.split())
-    assert ended.code == 6 and ended.out.splitlines()[-1].startswith("FAULTS: 1 faults and 0 warnings")
-    for said in ("object_damaged", "main partition 1", entry.key, "offsets 0 to 1", "restore the object"):
+    assert ended.code == 6 and ended.out.splitlines()[-1].startswith("FAULTS: 1; warnings: 0;")
+    for said in ("object_damaged", "main partition 1", entry.key, "offsets 0 to 1", "restore the object", "unknown"):
         assert "".join(said.split()).lower() in text.lower(), said
     document = json.loads(headwater("verify", "feed", "--json", "--store-only").out)
     assert (document["exit_code"], document["counts"], document["checked"]["log"]) == (6, {"not_checked": 1, "object_damaged": 1}, False)
@@ -90,7 +90,7 @@ def test_a_warning_ends_with_exit_code_1(headwater: Headwater, feed: CollectionR
         settle(engines, feed)
     ended = headwater("verify", "feed")
     assert ended.code == 1 and "id_in_two_partitions" in ended.out and "0-3" in ended.out
-    assert ended.out.splitlines()[-1].startswith("warnings: 1, no faults")
+    assert ended.out.splitlines()[-1].startswith("warnings: 1; no faults")
 
 
 @pytest.mark.parametrize("source", ["media topic", "archive"])

@@ -12,11 +12,14 @@ from ulid import ULID
 from backends.catalog.archive import ArchiveChain, archive_chain
 from backends.catalog.manifests import ManifestChain
 from backends.catalog.objects import download, upload
+from backends.open_log import open_log
+from backends.open_store import open_store
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.manifest import Manifest, ObjectEntry, SegmentEntry
 from contracts.media_record import ARROW_TYPE
 from contracts.object_keys import CollectionKeys
+from contracts.settings import load_settings
 from indexer.archive_worker import ArchiveWorker
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
@@ -26,6 +29,13 @@ from tests.indexer.archived import head as archive_head
 from tests.indexer.conftest import delete, eventually, make_collection, produce, running
 
 DAYS = 86_400
+
+
+def opened(log: str, folder: Path, **more: object) -> Engines:
+    settings = load_settings(
+        log_url=log, store_url=f"file:///{folder}", cache_dir=folder, seal_seconds=0.3, embed_watchdog_seconds=0.5, archive_seconds=0.3, **more
+    )
+    return Engines(settings, open_log(settings), open_store(settings))
 
 
 def all_roles(engines: Engines, collection: CollectionRecord) -> list[Callable[[threading.Event], None]]:
