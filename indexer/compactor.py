@@ -35,8 +35,8 @@ from indexer.purge_requests import PartitionPurges
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
-LISTING_SECONDS = 60.0
-"""How often at most purge requests are listed where nothing is committed."""
+IDLE_SECONDS = 60.0
+"""How often at most rows are looked at for expiry, and purge requests are listed, where nothing is committed: a listing costs a dozen reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class PartitionCompactor:
         self.committer = Committer(source.chain, "compactor", writer, self.engines.clock, self._count_conflict)
         self.deletes = CommittedDeletes(self.engines.store)
         self.purges = PartitionPurges(self.engines.store, source.keys)
-        self._listed_version, self._next_listing = 0, 0.0
+        self._idle_version, self._idle_until = 0, 0.0
         settings, retention = self.engines.settings, self.collection.retention_seconds
         self.rules = CompactionRules(
             settings.compact_fan_in,
@@ -112,27 +112,24 @@ class PartitionCompactor:
         UnavailableError
             Store or outcome unknown: call again; whatever landed is a good manifest, and the rest is garbage.
         """
-        manifest = self.committer.look().manifest
+        manifest, settings = self.committer.look().manifest, self.engines.settings
+        now = self.engines.clock.monotonic_seconds()
+        if manifest.version == self._idle_version and now < self._idle_until:
+            return None
+        self._idle_version = 0
         self.deletes.load(manifest)
-        self.purges.load(manifest, self.deletes, look_for_new=self._is_listing_due(manifest))
+        self.purges.load(manifest, self.deletes)
         parts = pieces_of(manifest)
         now_us = int(self.engines.clock.now_seconds() * 1_000_000)
         plan = choose([self._piece(each) for each in parts], self.rules, now_us)
         if plan is None:
+            self._idle_version, self._idle_until = manifest.version, now + max(settings.maintain_seconds, min(IDLE_SECONDS, settings.gc_seconds))
             return None
         with self.engines.metrics.stage.labels("compact").time():
             rewritten = self._rewrite(manifest, parts[plan.first : plan.end], now_us)
             read = self.committer.commit(None, lambda head: self._change(head, rewritten), rewritten.commit_id)
         self._tell(read.manifest, plan, rewritten)
         return read
-
-    def _is_listing_due(self, manifest: Manifest) -> bool:
-        """Whether to list purge requests: where something was committed, and now and then; a listing costs as much as a dozen other requests."""
-        now, settings = self.engines.clock.monotonic_seconds(), self.engines.settings
-        if manifest.version == self._listed_version and now < self._next_listing:
-            return False
-        self._listed_version, self._next_listing = manifest.version, now + max(settings.maintain_seconds, min(LISTING_SECONDS, settings.gc_seconds))
-        return True
 
     def _piece(self, parts: PieceParts) -> Piece:
         times = [(each.min_event_time_us, each.max_event_time_us) for each in parts.segments]

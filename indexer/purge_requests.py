@@ -64,7 +64,7 @@ class PartitionPurges:
         self.segments: frozenset[str] = frozenset()
         """Segments of the loaded manifest that hold dead rows of purged ids."""
 
-    def load(self, manifest: Manifest, deletes: CommittedDeletes, *, look_for_new: bool = True) -> None:
+    def load(self, manifest: Manifest, deletes: CommittedDeletes) -> None:
         """Find what is to be rewritten of a manifest, whose deltas `deletes` has; requests that are fulfilled are deleted.
 
         Raises
@@ -72,8 +72,7 @@ class PartitionPurges:
         SnapshotError
             A segment was compacted away.
         """
-        if look_for_new:
-            self._read_requests()
+        self._read_requests()
         dirty: set[str] = set()
         for key, request in list(self._requests.items()):
             below = max((purge.below_offset for purge in request.purges), default=0)

@@ -20,7 +20,7 @@ from contracts.segment import read_rows_part
 from contracts.store import PutOutcome
 from contracts.vectors_batch import BatchItem
 from indexer import compacted_deletes
-from indexer.compactor import LISTING_SECONDS, PartitionCompactor
+from indexer.compactor import IDLE_SECONDS, PartitionCompactor
 from indexer.id_sections import read_ids
 from indexer.recode import PartPlace, recode_part, upload_again
 from indexer.train_index import IndexTrainer
@@ -327,5 +327,5 @@ def test_a_look_at_a_partition_at_rest_costs_two_requests_and_no_listing(site: S
         real: Callable[..., Any] = getattr(site.store, name)
         monkeypatch.setattr(site.store, name, lambda *args, real=real, name=name: asked.append(name) or real(*args))
     assert compactor.compact() is None and asked == ["get", "get"]
-    site.clock.advance(LISTING_SECONDS)
+    site.clock.advance(IDLE_SECONDS)
     assert compactor.compact() is None and asked[2:] == ["get", "get", "list"]
