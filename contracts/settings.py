@@ -138,7 +138,7 @@ class Settings(BaseSettings):
     load_threads: int = Field(8, ge=1, le=256, description="threads that download and open segments")
     cache_bytes: int = Field(0, ge=0, description="most bytes of downloaded segments under cache_dir, exceeded only by what is in use; 0 is no limit")
     cache_seconds: float = Field(
-        86400.0, gt=0, description="how long a downloaded segment is kept that this node no longer serves, such as a compacted one"
+        86400.0, gt=0, description="how long a downloaded segment is kept after its last use where this node no longer serves it"
     )
     memory_bytes: int = Field(
         0, ge=0, description="most memory that indexes may take on this node; what does not fit is not served, and answers say so; 0 is no limit"
