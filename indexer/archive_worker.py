@@ -64,9 +64,9 @@ class ArchiveWorker:
 
     def _turn(self, reader: GroupReader, stop: threading.Event) -> None:
         try:
-            self._start_partitions(reader)  # seeks before the poll, so that what comes is from there on
             records = self._poll(reader)
             self._follow_assignment(reader)
+            self._start_partitions(reader)
             is_stalled = self._feed(records, reader)
             for partition in list(self.archivers):
                 self.archivers[partition].close_if_due(is_caught_up=not records)

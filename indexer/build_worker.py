@@ -78,9 +78,9 @@ class BuildWorker:
     def _turn(self, reader: GroupReader, stop: threading.Event) -> None:
         try:
             self._renew()
-            self._start_partitions(reader)  # seeks before the poll, so that what comes is from there on
             records = reader.poll(POLL_SECONDS)  # between here and `feed` nothing may fail: a polled record does not come again
             self._follow_assignment(reader)
+            self._start_partitions(reader)
             for record in records:
                 builder = self.builders.get(record.partition)
                 if builder is not None and record.offset >= builder.vectors_offset:
