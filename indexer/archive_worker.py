@@ -26,6 +26,8 @@ from indexer.ulids import UlidSource
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 1.0
+FENCED_CLOSINGS = 2
+"""A fenced partition that the group leaves with this process for so many times `archive_seconds` is claimed again, as by `indexer.build_worker`."""
 METRICS_SECONDS = 5.0
 
 
@@ -64,9 +66,9 @@ class ArchiveWorker:
 
     def _turn(self, reader: GroupReader, stop: threading.Event) -> None:
         try:
+            self._start_partitions(reader)  # before the poll: what was polled before a seek is not what a new archiver begins with
             records = self._poll(reader)
             self._follow_assignment(reader)
-            self._start_partitions(reader)
             is_stalled = self._feed(records, reader)
             for partition in list(self.archivers):
                 self.archivers[partition].close_if_due(is_caught_up=not records)
@@ -165,6 +167,7 @@ class ArchiveWorker:
         except FencedError as error:
             logger.warning("letting go of partition %d: %s", partition, error)
             self._drop(partition)
+            self._starts[partition] = self.engines.clock.monotonic_seconds() + FENCED_CLOSINGS * self.engines.settings.archive_seconds
         except CorruptError as error:
             self._drop(partition)
             self._stop_partition(partition, error)

@@ -4,7 +4,7 @@
     beside it: train, re-encode flat segments (`indexer.coding`)
 
 Takes: partitions from the consumer group, positions from manifests. Gives: commit notices. Owns: one `PartitionBuilder` per partition.
-Never: claims a partition again after it was fenced, until the group assigns it again.
+Never: claims a partition again at once after it was fenced: only if the group assigns it again, or still leaves it here much later.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 METRICS_SECONDS = 5.0
+FENCED_SEALS = 2
+"""A fenced partition that the group leaves with this process for so many times `seal_seconds` is claimed again: its other owner came and went between
+two polls. Should two processes both think that it is theirs, each has time to commit."""
 
 
 class BuildWorker:
@@ -78,9 +81,9 @@ class BuildWorker:
     def _turn(self, reader: GroupReader, stop: threading.Event) -> None:
         try:
             self._renew()
+            self._start_partitions(reader)  # before the poll: what was polled before a seek is not what a new builder begins with
             records = reader.poll(POLL_SECONDS)  # between here and `feed` nothing may fail: a polled record does not come again
             self._follow_assignment(reader)
-            self._start_partitions(reader)
             for record in records:
                 builder = self.builders.get(record.partition)
                 if builder is not None and record.offset >= builder.vectors_offset:
@@ -134,6 +137,7 @@ class BuildWorker:
         except FencedError as error:
             logger.warning("letting go of partition %d: %s", partition, error)
             self._drop(partition)
+            self._starts[partition] = self.engines.clock.monotonic_seconds() + FENCED_SEALS * self.engines.settings.seal_seconds
         except CorruptError as error:
             self._drop(partition)
             self._stop_partition(partition, error)

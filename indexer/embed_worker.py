@@ -150,9 +150,9 @@ class EmbedWorker:
 
     def _fetch_once(self, reader: GroupReader, pool: ThreadPoolExecutor) -> None:
         try:
+            self._restart_partitions(reader)  # before the poll: what was polled before a seek is not what a new run begins with
             records = reader.poll(0.0 if self._walks else POLL_SECONDS, max_records=POLL_BATCHES * self.engines.settings.embed_batch_items)
             self._follow_assignment(reader)
-            self._restart_partitions(reader)
             self._submit(records, reader, pool)
             self._walk_one(reader)
             self._balance(reader)
