@@ -3,7 +3,7 @@
     assign -> claim -> look: compact while something is due -> announce -> collect -> truncate the vectors topic
 
 Takes: partitions from a consumer group per index, in which nothing is read. Gives: commit notices. Owns: one compactor and collector per partition.
-Never: claims a partition again after it was fenced, until the group assigns it again.
+Never: claims a partition again at once after it was fenced: only if the group assigns it again, or still leaves it here much later.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from indexer.ulids import UlidSource
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
+FENCED_LOOKS = 20
+"""A fenced partition that the group leaves with this process for so many times `maintain_seconds` is claimed again, as by `indexer.build_worker`."""
 COLLECT_SECONDS = 600.0
 """How often at most a partition's objects are listed: a request for every thousand of them."""
 
@@ -120,6 +122,7 @@ class IndexMaintenance:
         except FencedError as error:
             logger.warning("letting go of partition %d: %s", partition, error)
             self._drop(partition)
+            self._starts[partition] = self.engines.clock.monotonic_seconds() + FENCED_LOOKS * self.engines.settings.maintain_seconds
         except (SnapshotError, UnavailableError) as error:
             logger.warning("partition %d is looked at again later: %s", partition, error)
         except CorruptError as error:
