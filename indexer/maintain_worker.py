@@ -30,7 +30,7 @@ from indexer.ulids import UlidSource
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
-FENCED_LOOKS = 20
+FENCED_LOOKS = 6
 """A fenced partition that the group leaves with this process for so many times `maintain_seconds` is claimed again, as by `indexer.build_worker`."""
 COLLECT_SECONDS = 600.0
 """How often at most a partition's objects are listed: a request for every thousand of them."""
