@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ulid import ULID
@@ -19,32 +20,40 @@ from contracts.object_keys import CollectionKeys
 from contracts.settings import load_settings
 from indexer.archive_worker import ArchiveWorker
 from indexer.build_worker import BuildWorker
+from indexer.compactor import PartitionCompactor
 from indexer.embed_worker import EmbedWorker
 from indexer.garbage import named_by
+from indexer.index_codecs import IndexCodecs
 from indexer.maintain_worker import MaintainWorker
+from indexer.partition_source import PartitionSource
 from indexer.purge import Purge
+from indexer.ulids import UlidSource
 from tests.indexer.conftest import delete, eventually, make_collection, produce, running
 from tests.indexer.stored import read_partition
+from tests.system.sites import StackMissingError, open_site, unique
+
+QUICK = {"seal_seconds": 0.1, "embed_watchdog_seconds": 0.5, "archive_seconds": 0.5, "maintain_seconds": 0.1, "gc_seconds": 0.3, "compact_fan_in": 3}
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def engines(request: pytest.FixtureRequest, tmp_path) -> Iterator[Engines]:  # type: ignore[no-untyped-def]
-    name = str(ULID())
-    log_url = f"memory://{name}" if request.param == "memory" else f"sqlite:///{tmp_path / 'log.sqlite'}"
-    store_url = f"memory://{name}" if request.param == "memory" else f"file:///{tmp_path / 'store'}"
-    quick = {
-        "seal_seconds": 0.1,
-        "embed_watchdog_seconds": 0.5,
-        "maintain_seconds": 0.1,
-        "gc_seconds": 0.3,
-        "compact_fan_in": 3,
-        "archive_seconds": 0.5,
-    }
-    settings = load_settings(log_url=log_url, store_url=store_url, cache_dir=tmp_path / "cache", compact_fan_in=3, **quick)
-    made = Engines(settings, open_log(settings), open_store(settings))
-    yield made
-    made.log.close()
-    made.store.close()
+@pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.minio])])
+def engines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engines]:
+    if request.param == "memory":
+        name = str(ULID())
+        settings = load_settings(log_url=f"memory://{name}", store_url=f"memory://{name}", **QUICK)
+        made = Engines(settings, open_log(settings), open_store(settings))
+        yield made
+        made.log.close()
+        made.store.close()
+        return
+    try:
+        with open_site(request.param, tmp_path, **QUICK) as site, site.engines() as opened:
+            yield opened
+    except StackMissingError as error:
+        pytest.skip(str(error))
+
+
+def new_collection(engines: Engines) -> CollectionRecord:
+    return make_collection(engines, unique("feed"), partitions=2)
 
 
 def head(engines: Engines, collection: CollectionRecord, partition: int):  # type: ignore[no-untyped-def]
@@ -80,7 +89,7 @@ def workers(engines: Engines, collection: CollectionRecord) -> list:  # type: ig
 
 
 def test_a_stream_with_all_roles_ends_with_few_objects_no_orphans_and_a_short_log(engines: Engines) -> None:
-    collection = make_collection(engines, "feed", partitions=2)
+    collection = new_collection(engines)
     choice, live = random.Random(5), {0: set(), 1: set()}  # type: ignore[var-annotated]
     with running(*workers(engines, collection)):
         for turn in range(40):
@@ -110,7 +119,7 @@ def test_a_stream_with_all_roles_ends_with_few_objects_no_orphans_and_a_short_lo
 
 
 def test_after_a_purge_and_maintenance_ids_and_captions_are_nowhere_in_the_store(engines: Engines) -> None:
-    collection = make_collection(engines, "feed", partitions=2)
+    collection = new_collection(engines)
     victims = ["alice-with-a-long-name", "bob-with-a-long-name", "carol-with-a-long-name"]
     with running(*workers(engines, collection)):
         for turn in range(4):
@@ -131,7 +140,7 @@ def test_after_a_purge_and_maintenance_ids_and_captions_are_nowhere_in_the_store
 
 
 def test_two_maintain_processes_share_the_partitions_and_one_that_ends_leaves_them_to_the_other(engines: Engines) -> None:
-    collection = make_collection(engines, "feed", partitions=2)
+    collection = new_collection(engines)
     index = collection.index()
     one, two = threading.Event(), threading.Event()
     threads = [threading.Thread(target=MaintainWorker(engines, collection).run, args=(stop,)) for stop in (one, two)]
@@ -149,3 +158,18 @@ def test_two_maintain_processes_share_the_partitions_and_one_that_ends_leaves_th
         two.set()
         threads[1].join(20)
     assert all(len(read_partition(engines, collection, p).live) == 9 for p in (0, 1))
+
+
+def test_a_worker_that_was_fenced_and_keeps_its_partitions_claims_them_again_much_later(engines: Engines) -> None:
+    collection = new_collection(engines)
+    with running(MaintainWorker(engines, collection).run):
+        eventually(lambda: all(head(engines, collection, p)[1].epochs.compactor >= 1 for p in (0, 1)), 30)
+        for partition in (0, 1):  # another one came and went between two polls of the group
+            source = PartitionSource(engines, collection, collection.index(), partition)
+            PartitionCompactor(source, "compactor-passing", UlidSource(), IndexCodecs(engines.store, collection, collection.index())).start()
+        with running(EmbedWorker(engines, collection, collection.index(), None).run, BuildWorker(engines, collection, collection.index()).run):
+            for turn in range(9):
+                offset = produce(engines, collection, 0, [f"id-{turn}"])
+                eventually(lambda o=offset: head(engines, collection, 0)[1].checkpoint.media_offset > o, 30)  # type: ignore[misc]
+            eventually(lambda: len(head(engines, collection, 0)[1].segments) <= 4, 30, "it is compacted again")
+        assert head(engines, collection, 0)[1].epochs.compactor == 3
