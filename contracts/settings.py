@@ -136,7 +136,10 @@ class Settings(BaseSettings):
     query_poll_seconds: float = Field(30.0, gt=0, description="how often manifests are polled where no commit notice came")
     query_threads: int = Field(4, ge=1, description="threads that search")
     load_threads: int = Field(8, ge=1, le=256, description="threads that download and open segments")
-    cache_bytes: int = Field(0, ge=0, description="most bytes of downloaded segments under cache_dir, exceeded only by what is in use; 0 keeps all")
+    cache_bytes: int = Field(0, ge=0, description="most bytes of downloaded segments under cache_dir, exceeded only by what is in use; 0 is no limit")
+    cache_seconds: float = Field(
+        86400.0, gt=0, description="how long a downloaded segment is kept after its last use where this node no longer serves it"
+    )
     memory_bytes: int = Field(
         0, ge=0, description="most memory that indexes may take on this node; what does not fit is not served, and answers say so; 0 is no limit"
     )

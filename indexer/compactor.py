@@ -35,6 +35,8 @@ from indexer.purge_requests import PartitionPurges
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
+IDLE_SECONDS = 60.0
+"""How often at most rows are looked at for expiry, and purge requests are listed, where nothing is committed: a listing costs a dozen reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class PartitionCompactor:
         self.committer = Committer(source.chain, "compactor", writer, self.engines.clock, self._count_conflict)
         self.deletes = CommittedDeletes(self.engines.store)
         self.purges = PartitionPurges(self.engines.store, source.keys)
+        self._idle_version, self._idle_until = 0, 0.0
         settings, retention = self.engines.settings, self.collection.retention_seconds
         self.rules = CompactionRules(
             settings.compact_fan_in,
@@ -109,13 +112,18 @@ class PartitionCompactor:
         UnavailableError
             Store or outcome unknown: call again; whatever landed is a good manifest, and the rest is garbage.
         """
-        manifest = self.committer.look().manifest
+        manifest, settings = self.committer.look().manifest, self.engines.settings
+        now = self.engines.clock.monotonic_seconds()
+        if manifest.version == self._idle_version and now < self._idle_until:
+            return None
+        self._idle_version = 0
         self.deletes.load(manifest)
         self.purges.load(manifest, self.deletes)
         parts = pieces_of(manifest)
         now_us = int(self.engines.clock.now_seconds() * 1_000_000)
         plan = choose([self._piece(each) for each in parts], self.rules, now_us)
         if plan is None:
+            self._idle_version, self._idle_until = manifest.version, now + max(settings.maintain_seconds, min(IDLE_SECONDS, settings.gc_seconds))
             return None
         with self.engines.metrics.stage.labels("compact").time():
             rewritten = self._rewrite(manifest, parts[plan.first : plan.end], now_us)

@@ -57,7 +57,7 @@ class IndexMaintenance:
         self._starts: dict[int, float] = {}
         self._looks: dict[int, float] = {}
         self._collects: dict[int, float] = {}
-        self._producer: LogProducer = engines.log.producer()
+        self._producer: LogProducer | None = None
         self._renew_producer = threading.Event()
         self._reader: GroupReader = engines.log.group_reader(index.vectors_topic, collection.group(index.name, "maintain"))
 
@@ -65,7 +65,8 @@ class IndexMaintenance:
         """Leave the group."""
         for closable in (self._reader, self._producer):
             try:
-                closable.close()
+                if closable is not None:
+                    closable.close()
             except HeadwaterError as error:
                 logger.warning("closing failed: %s", error)
 
@@ -163,10 +164,11 @@ class IndexMaintenance:
 
     def _announce(self, manifest: Manifest) -> None:
         """Tell query nodes; a lost notice costs them one poll interval, nothing else."""
-        if self._renew_producer.is_set():
+        if self._producer is None or self._renew_producer.is_set():
             old, self._producer = self._producer, self.engines.log.producer()
             self._renew_producer.clear()
-            old.close()
+            if old is not None:
+                old.close()
         notice = CommitNotice(manifest.version, manifest.commit_id, manifest.incarnation)
         sent = self._producer.send(self.index.vectors_topic, partition=manifest.partition, key=NOTICE_KEY, headers=notice_headers(notice))
         sent.add_done_callback(lambda done: self._renew_producer.set() if done.exception() else None)

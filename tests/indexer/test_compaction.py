@@ -20,7 +20,7 @@ from contracts.segment import read_rows_part
 from contracts.store import PutOutcome
 from contracts.vectors_batch import BatchItem
 from indexer import compacted_deletes
-from indexer.compactor import PartitionCompactor
+from indexer.compactor import IDLE_SECONDS, PartitionCompactor
 from indexer.id_sections import read_ids
 from indexer.recode import PartPlace, recode_part, upload_again
 from indexer.train_index import IndexTrainer
@@ -315,3 +315,17 @@ def test_a_large_rows_part_is_asked_for_its_ids_alone(site: Site, monkeypatch: p
     found = read_ids(site.store, entry)
     whole = read_rows_part(download(site.store, entry), entry.key).ids
     assert (found.hashes == whole.hashes).all() and (found.rows == whole.rows).all() and sum(read) < 3 * 1024 * 1024
+
+
+def test_a_look_at_a_partition_at_rest_costs_two_requests_and_no_listing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(6):
+        site.commit(*up(f"a{n}"))
+    compactor = site.new_compactor()
+    run_all(compactor)
+    asked: list[str] = []
+    for name in ("get", "list", "get_range", "head"):
+        real: Callable[..., Any] = getattr(site.store, name)
+        monkeypatch.setattr(site.store, name, lambda *args, real=real, name=name: asked.append(name) or real(*args))
+    assert compactor.compact() is None and asked == ["get", "get"]
+    site.clock.advance(IDLE_SECONDS)
+    assert compactor.compact() is None and asked[2:] == ["get", "get", "list"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from ulid import ULID
@@ -12,9 +13,10 @@ from ulid import ULID
 from backends.catalog.admin import delete_collection
 from backends.catalog.archive import archive_chain
 from backends.catalog.collections import CollectionCatalog
+from backends.catalog.manifests import VersionChain
 from backends.catalog.pins import CLOCK_SECONDS, pin_version, read_pins
 from contracts.errors import FencedError, SnapshotError
-from contracts.manifest import Manifest, SegmentEntry
+from contracts.manifest import Manifest, ReadVersion, SegmentEntry
 from contracts.object_keys import CollectionKeys
 from indexer import garbage
 from indexer.commit import Committer
@@ -205,6 +207,25 @@ def test_a_collected_number_that_is_created_again_is_not_believed(site: Site) ->
 
 def test_without_the_boundary_it_would_be(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backends.catalog.manifests.VersionChain.boundary", lambda self: 0)
+    with pytest.raises(AssertionError):
+        recreated(site)
+
+
+def test_with_the_boundary_read_before_the_put_it_would_be(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, boundary = VersionChain.create, VersionChain.boundary
+    early: list[int] = []
+
+    def read_before(chain: VersionChain[Any], manifest: Any) -> Any:
+        early.append(boundary(chain))
+        try:
+            return create(chain, manifest)
+        finally:
+            early.pop()
+
+    monkeypatch.setattr(VersionChain, "create", read_before)
+    monkeypatch.setattr(
+        VersionChain, "_above_boundary", lambda chain, manifest, data: ReadVersion(manifest, data) if manifest.version > early[-1] else None
+    )
     with pytest.raises(AssertionError):
         recreated(site)
 

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ulid import ULID
@@ -25,26 +26,30 @@ from indexer.maintain_worker import MaintainWorker
 from indexer.purge import Purge
 from tests.indexer.conftest import delete, eventually, make_collection, produce, running
 from tests.indexer.stored import read_partition
+from tests.system.sites import StackMissingError, open_site, unique
+
+QUICK = {"seal_seconds": 0.1, "embed_watchdog_seconds": 0.5, "archive_seconds": 0.5, "maintain_seconds": 0.1, "gc_seconds": 0.3, "compact_fan_in": 3}
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def engines(request: pytest.FixtureRequest, tmp_path) -> Iterator[Engines]:  # type: ignore[no-untyped-def]
-    name = str(ULID())
-    log_url = f"memory://{name}" if request.param == "memory" else f"sqlite:///{tmp_path / 'log.sqlite'}"
-    store_url = f"memory://{name}" if request.param == "memory" else f"file:///{tmp_path / 'store'}"
-    quick = {
-        "seal_seconds": 0.1,
-        "embed_watchdog_seconds": 0.5,
-        "maintain_seconds": 0.1,
-        "gc_seconds": 0.3,
-        "compact_fan_in": 3,
-        "archive_seconds": 0.5,
-    }
-    settings = load_settings(log_url=log_url, store_url=store_url, cache_dir=tmp_path / "cache", compact_fan_in=3, **quick)
-    made = Engines(settings, open_log(settings), open_store(settings))
-    yield made
-    made.log.close()
-    made.store.close()
+@pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.minio])])
+def engines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engines]:
+    if request.param == "memory":
+        name = str(ULID())
+        settings = load_settings(log_url=f"memory://{name}", store_url=f"memory://{name}", **QUICK)
+        made = Engines(settings, open_log(settings), open_store(settings))
+        yield made
+        made.log.close()
+        made.store.close()
+        return
+    try:
+        with open_site(request.param, tmp_path, **QUICK) as site, site.engines() as opened:
+            yield opened
+    except StackMissingError as error:
+        pytest.skip(str(error))
+
+
+def new_collection(engines: Engines) -> CollectionRecord:
+    return make_collection(engines, unique("feed"), partitions=2)
 
 
 def head(engines: Engines, collection: CollectionRecord, partition: int):  # type: ignore[no-untyped-def]
@@ -80,7 +85,7 @@ def workers(engines: Engines, collection: CollectionRecord) -> list:  # type: ig
 
 
 def test_a_stream_with_all_roles_ends_with_few_objects_no_orphans_and_a_short_log(engines: Engines) -> None:
-    collection = make_collection(engines, "feed", partitions=2)
+    collection = new_collection(engines)
     choice, live = random.Random(5), {0: set(), 1: set()}  # type: ignore[var-annotated]
     with running(*workers(engines, collection)):
         for turn in range(40):
@@ -110,7 +115,7 @@ def test_a_stream_with_all_roles_ends_with_few_objects_no_orphans_and_a_short_lo
 
 
 def test_after_a_purge_and_maintenance_ids_and_captions_are_nowhere_in_the_store(engines: Engines) -> None:
-    collection = make_collection(engines, "feed", partitions=2)
+    collection = new_collection(engines)
     victims = ["alice-with-a-long-name", "bob-with-a-long-name", "carol-with-a-long-name"]
     with running(*workers(engines, collection)):
         for turn in range(4):
@@ -131,7 +136,7 @@ def test_after_a_purge_and_maintenance_ids_and_captions_are_nowhere_in_the_store
 
 
 def test_two_maintain_processes_share_the_partitions_and_one_that_ends_leaves_them_to_the_other(engines: Engines) -> None:
-    collection = make_collection(engines, "feed", partitions=2)
+    collection = new_collection(engines)
     index = collection.index()
     one, two = threading.Event(), threading.Event()
     threads = [threading.Thread(target=MaintainWorker(engines, collection).run, args=(stop,)) for stop in (one, two)]

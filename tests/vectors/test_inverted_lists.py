@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from contracts.errors import CorruptError
 from tests.vectors.coded import opened, sample
 from vectors import flat
-from vectors.inverted_lists import build_lists, read_lists, write_lists
+from vectors.inverted_lists import build_lists, read_lists, unpack_lists, write_lists
 from vectors.nearest_rows import NearestRows
-from vectors.recall import REFINE_FACTOR, encode_measured
+from vectors.recall import REFINE_FACTOR, encode_measured, measure_encoded
 
 QUANTIZER = opened()
 HEAD = 32
@@ -37,6 +37,32 @@ def test_lists_come_back_and_move_into_another_index(numbers: list[int], data: s
     other.merge_from(index, 0)
     assert other.ntotal == len(ids) and write_lists(other.invlists) == written
     assert lists_of(numbers, ids) == written
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 11), max_size=60), st.data())
+def test_numbers_and_codes_come_back_in_the_order_of_the_ids(numbers: list[int], data: st.DataObject) -> None:
+    ids = sorted(data.draw(st.sets(st.integers(0, 2**32 - 1), min_size=len(numbers), max_size=len(numbers))))
+    codes = np.random.default_rng(1).integers(0, 256, (len(ids), 2)).astype(np.uint8)
+    found_numbers, found_codes = unpack_lists(lists_of(numbers, ids), QUANTIZER, np.array(ids, np.uint32), "here")
+    assert found_numbers.tolist() == numbers and (found_codes == codes).all()
+    with pytest.raises(CorruptError):
+        unpack_lists(lists_of(numbers, ids), QUANTIZER, np.array([*ids, 2**32], np.int64), "here")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclid"])
+@pytest.mark.parametrize("count", [0, 1, 2, 600])
+def test_rows_that_are_coded_already_are_measured_as_well_as_when_they_were(metric: str, count: int) -> None:
+    quantizer = opened(metric)
+    rows = sample(count, 16, metric) if count else np.zeros((0, 16), np.float32)
+    first = encode_measured(quantizer, rows, np.arange(count))
+    again = measure_encoded(quantizer, first.encoded, np.arange(count))
+    assert write_lists(again.lists) == write_lists(first.lists) and again.statistics.keys() == first.statistics.keys()
+    for name, value in first.statistics.items():
+        if name == "recall":
+            assert all(abs(again.statistics[name][nprobe] - found) < 0.05 for nprobe, found in value.items())
+        else:
+            assert again.statistics[name] == pytest.approx(value, rel=0.05)
 
 
 GOLDEN = {
