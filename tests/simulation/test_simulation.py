@@ -8,7 +8,7 @@ from tests.simulation.planted import PLANTED
 from tests.simulation.seeds import first_found, run_seed
 
 CHUNK = 20
-CHUNKS = 10
+CHUNKS = 8
 MOST_SEEDS = 300
 """Within so many seeds each planted bug is found; `python -m tests.simulation` tells the first."""
 
