@@ -16,7 +16,7 @@ from ulid import ULID
 
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
-from contracts.errors import CorruptError, FencedError, HeadwaterError, SnapshotError, UnavailableError
+from contracts.errors import CorruptError, DataLossError, FencedError, HeadwaterError, SnapshotError, UnavailableError
 from contracts.log import CommittedOffset, GroupReader, LogProducer
 from contracts.manifest import Manifest
 from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
@@ -98,6 +98,12 @@ class BuildWorker:
         except UnavailableError as error:
             logger.warning("the log or store does not answer, trying again: %s", error)
             stop.wait(RETRY_SECONDS)
+        except DataLossError as error:  # the topic was truncated under the reader, or made again: each partition looks at its manifest anew
+            logger.error("partitions of %s start again: %s", self.collection.name, error)
+            again = self.engines.clock.monotonic_seconds() + RETRY_SECONDS
+            for partition in list(self.builders):
+                self._drop(partition)
+                self._starts[partition] = again
 
     def _renew(self) -> None:
         """Take a new producer after a notice was not stored."""

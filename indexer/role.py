@@ -117,7 +117,9 @@ def run_collections(
                 failed.clear()
                 _tell_stopped(engines, running.values(), stage, is_alone=wanted is None)
             if _fatal_error(running.values(), ends_without_work) is not None:
-                break
+                _follow_catalog(catalog, wanted, running, failed, make, each_index)  # what was deleted meanwhile takes its error along
+                if _fatal_error(running.values(), ends_without_work) is not None:
+                    break
             _wait_any(stop, failed, DISCOVERY_SECONDS)
     finally:
         for worker in running.values():
