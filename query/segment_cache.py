@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 8 * 1024 * 1024
 """Read at once from the store, so that a large object is never in memory as a whole."""
 ABANDONED_SECONDS = 86_400.0
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Never through a link that somebody planted."""
 _TEMPORARY = ".part"
 _names = count()
 
@@ -121,7 +123,7 @@ class SegmentCache:
         temporary = path.with_name(f"{entry.sha256}.{os.getpid()}.{next(_names)}{_TEMPORARY}")
         digest, written = hashlib.sha256(), 0
         try:
-            with temporary.open("wb", buffering=0) as file:
+            with os.fdopen(os.open(temporary, _NEW_FILE, 0o600), "wb", buffering=0) as file:
                 for block in self._blocks(entry):
                     digest.update(block)
                     file.write(block)
