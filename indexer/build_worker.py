@@ -102,6 +102,12 @@ class BuildWorker:
         except UnavailableError as error:
             logger.warning("the log or store does not answer, trying again: %s", error)
             stop.wait(RETRY_SECONDS)
+        except DataLossError as error:  # the topic was made again: each partition looks at its manifest anew
+            logger.error("partitions of %s start again: %s", self.collection.name, error)
+            again = self.engines.clock.monotonic_seconds() + RETRY_SECONDS
+            for partition in list(self.builders):
+                self._drop(partition)
+                self._starts[partition] = again
 
     def _poll(self, reader: GroupReader) -> list[LogRecord]:
         """The next records of all partitions; one whose next record was truncated has been built by somebody else, who committed that far."""

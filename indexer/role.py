@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 from backends.catalog.collections import CollectionCatalog
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
-from contracts.errors import SettingsError, SnapshotError, UnavailableError
+from contracts.errors import CorruptError, SettingsError, SnapshotError, UnavailableError
 
 logger = logging.getLogger(__name__)
 DISCOVERY_SECONDS = 2.0
@@ -117,7 +117,9 @@ def run_collections(
                 failed.clear()
                 _tell_stopped(engines, running.values(), stage, is_alone=wanted is None)
             if _fatal_error(running.values(), ends_without_work) is not None:
-                break
+                _follow_catalog(catalog, wanted, running, failed, make, each_index)  # what was deleted meanwhile takes its error along
+                if _fatal_error(running.values(), ends_without_work) is not None:
+                    break
             _wait_any(stop, failed, DISCOVERY_SECONDS)
     finally:
         for worker in running.values():
@@ -159,6 +161,11 @@ def _follow_catalog(
         found = catalog.list() if wanted is None else [record for name in wanted if (record := catalog.find(name)) is not None]
     except (UnavailableError, SnapshotError) as error:
         logger.warning("the catalog does not answer, trying again: %s", error)
+        return
+    except CorruptError as error:
+        if not running:
+            raise
+        logger.error("the catalog cannot be read, what runs goes on: %s", error)
         return
     live = {work: told for record in found for work, told in _works(record, each_index).items()}
     for gone in [work for work in running if work not in live]:

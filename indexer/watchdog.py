@@ -14,7 +14,7 @@ from typing import Protocol
 
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
-from contracts.errors import SnapshotError, UnavailableError
+from contracts.errors import CorruptError, SnapshotError, UnavailableError
 from indexer.partition_run import PartitionRun
 from indexer.partition_source import ChainScan
 from indexer.stage_lag import StageLag
@@ -62,9 +62,9 @@ class Watchdog:
             for partition, run in (runs | held).items():
                 try:
                     self._check(partition, run) if partition in runs else run.scan.advance()
-                except (UnavailableError, SnapshotError) as error:
+                except (UnavailableError, SnapshotError, CorruptError) as error:  # a corrupt one stops the partition where it begins again
                     logger.warning("the watchdog cannot read partition %d: %s", partition, error)
-                    if isinstance(error, SnapshotError):
+                    if not isinstance(error, UnavailableError):
                         self._worker.go_back(partition, run.number, error)
             self._measure_lag(runs, held)
         for scan in watched.values():

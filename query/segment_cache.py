@@ -33,6 +33,8 @@ BLOCK_BYTES = 8 * 1024 * 1024
 ABANDONED_SECONDS = 86_400.0
 SWEEP_SECONDS = 3600.0
 """How often at most the folder is looked through for what nobody uses any more."""
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Never through a link that somebody planted."""
 _TEMPORARY = ".part"
 _names = count()
 
@@ -127,7 +129,7 @@ class SegmentCache:
         temporary = path.with_name(f"{entry.sha256}.{os.getpid()}.{next(_names)}{_TEMPORARY}")
         digest, written = hashlib.sha256(), 0
         try:
-            with temporary.open("wb", buffering=0) as file:
+            with os.fdopen(os.open(temporary, _NEW_FILE, 0o600), "wb", buffering=0) as file:
                 for block in self._blocks(entry):
                     digest.update(block)
                     file.write(block)

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from backends.catalog.manifests import ManifestChain
+from contracts.collection import CollectionRecord
 from contracts.object_keys import CollectionKeys
 from headwater.cli import main
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
 from tests.indexer.conftest import eventually, make_collection, produce, running
-from tests.indexer.stored import read_partition
+from tests.indexer.stored import StoredPartition, read_partition
 from tests.system.sites import open_site
 
 QUICK = {"seal_seconds": 0.1, "embed_watchdog_seconds": 0.5}
@@ -26,6 +27,15 @@ QUICK = {"seal_seconds": 0.1, "embed_watchdog_seconds": 0.5}
 def newest(chain: ManifestChain) -> int:
     read = chain.head()
     return 0 if read is None else read.manifest.version
+
+
+def seen_alone(copy: Path, folder: Path, collection: CollectionRecord) -> StoredPartition:
+    """What a copy holds, without the log."""
+    folder.mkdir()
+    with open_site("sqlite", folder) as site:
+        site.environment["HEADWATER_STORE_URL"] = f"file:///{copy}"
+        with site.engines() as engines:
+            return read_partition(engines, collection, 0)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.minio])])
@@ -60,11 +70,7 @@ def test_backups_under_a_stream_open_and_go_on_where_the_log_is(
                         assert ended.value.code in (0, None)
                         told = json.loads(capsys.readouterr().out)
                         assert told["copied"] > 0 and (turn == 0 or told["there"] > 0)
-                        with open_site("sqlite", tmp_path / f"look{turn}") as other:  # the copy alone, without the log
-                            other.environment["HEADWATER_STORE_URL"] = f"file:///{copy}"
-                            (tmp_path / f"look{turn}").mkdir()
-                            with other.engines() as copied:
-                                stored = read_partition(copied, collection, 0)
+                        stored = seen_alone(copy, tmp_path / f"look{turn}", collection)
                         assert stored.manifest.version >= version
                         assert stored.is_tiled() and stored.live_rows == stored.manifest.checkpoint.media_offset
                 finally:
