@@ -51,7 +51,7 @@ def fastest(name: str, settings: Settings, pool: ThreadPoolExecutor, feed: Pictu
     items = settings.embed_batch_items
     found: list[tuple[float, int, Encoder]] = []
     for threads in range(1, (os.cpu_count() or 1) + 1):
-        encoder = open_encoder(name, settings.model_copy(update={"embed_torch_threads": threads}))
+        encoder = open_encoder(name, settings.model_copy(update={"embed_threads": threads}))
         embed_all(encoder, pool, feed.next_bytes(2 * items), items)
         times = []
         for _ in range(2):

@@ -57,7 +57,7 @@ class EncoderSpeed:
         for mode, prepare in (("lite", _lite), ("vit_b32", _vit_b32)):
             with tempfile.TemporaryDirectory(prefix="bench-w1c-") as folder:
                 settings = Settings(
-                    cache_dir=Path(folder) / "cache", model_dir=Path(folder), embed_torch_threads=threads, embed_device="cpu", embed_runtime="auto"
+                    cache_dir=Path(folder) / "cache", model_dir=Path(folder), embed_threads=threads, embed_device="cpu", embed_runtime="auto"
                 )
                 with bench.steps(f"W1c {mode}: load and convert"):
                     encoder, eager = prepare(settings, bench.seed)
@@ -137,7 +137,7 @@ def _lite(settings: Settings, seed: int) -> tuple[Encoder, Callable[[int], Encod
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
     network.train(False)
     names = torch.from_numpy(encoder.encode_texts(efficientnet_lite0.class_names()))
-    torch.set_num_threads(settings.embed_torch_threads)
+    torch.set_num_threads(settings.embed_threads)
 
     def run(pictures: torch.Tensor) -> torch.Tensor:
         logits = network(((pictures.float() - 127.0) / 128.0).permute(0, 3, 1, 2).contiguous())
@@ -155,7 +155,7 @@ def _vit_b32(settings: Settings, seed: int) -> tuple[Encoder, Callable[[int], En
 
     model = write_vit_b32(settings.model_dir, seed)
     encoder = open_encoder(VIT_B32, settings)
-    torch.set_num_threads(settings.embed_torch_threads)
+    torch.set_num_threads(settings.embed_threads)
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
     deviation = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 

@@ -159,7 +159,7 @@ def _method(lengths: Lengths) -> dict[str, Any]:
         "producer_linger_seconds": 0.0,
         "partitions": PARTITIONS,
         "two_hops": {"linger_ms": LINGER_MS, "fetch_max_wait_ms": FETCH_MAX_WAIT_MS, "acks": "all", "partitions": 1, "forwarder": "own process"},
-        "settings": "defaults: embed_torch_threads 0 (half of the cores), decode_children 2, query_threads 4, embed_batch_items 32, seal_seconds 60",
+        "settings": "defaults: embed_threads 0 (all cores; torch: half), decode_children 2, query_threads 4, embed_batch_items 32, seal_seconds 60",
         "order": "idle vectors and bare two hops A B B A; everything else one after the other",
     }
 

@@ -50,7 +50,12 @@ class Metrics:
         self.store_requests = self._counter("store_requests", "requests to the object store", "op", "outcome")
         self.tail_rows = self._gauge("tail_rows", "searchable rows that are in no loaded segment", "collection")
         self.index_bytes = self._gauge("index_bytes", "bytes of the index in memory by tier", "collection", "tier")
-        self.recall = self._gauge("recall_estimate", "share of the true nearest vectors that a search finds, 0 to 1", "collection", "field")
+        self.recall = self._gauge(
+            "recall_estimate",
+            "share of the true nearest vectors that a search finds at `target_recall`, 0 to 1, as segments measured it when they were written",
+            "collection",
+            "field",
+        )
 
     def set_lag(self, collection: str, stage: str, records: Mapping[int, int], seconds: float) -> None:
         """Set both lags of a stage: records by partition, and the age of the oldest record that is not done."""

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         0.0, ge=0, le=10, description="longest wait for more pictures or texts until a batch is full; 0 takes what is there, and suits CPUs"
     )
     embed_queue_bytes: int = Field(128 * MEBIBYTE, ge=MEBIBYTE, description="fetched bytes that may wait; beyond, fetching pauses")
-    embed_torch_threads: int = Field(0, ge=0, description="threads of the encoder; 0 is half of the cores, at least one")
+    embed_threads: int = Field(0, ge=0, description="threads of the encoder; 0 is all cores for OpenVINO and ONNX Runtime, half of them for torch")
     embed_device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N; auto is CUDA where torch finds it"
     )

@@ -39,7 +39,7 @@ class LiteEncoder:
     Parameters
     ----------
     settings : Settings
-        Limits of pictures, and how networks are run: `embed_runtime`, `embed_device`, `embed_torch_threads`, `cache_dir`.
+        Limits of pictures, and how networks are run: `embed_runtime`, `embed_device`, `embed_threads`, `cache_dir`.
 
     Raises
     ------

@@ -53,7 +53,7 @@ class OpenClipEncoder:
     model : OpenClipModel
         Which one.
     settings : Settings
-        Limits of pictures, and how networks are run: `embed_runtime`, `embed_device`, `embed_torch_threads`, `cache_dir`.
+        Limits of pictures, and how networks are run: `embed_runtime`, `embed_device`, `embed_threads`, `cache_dir`.
 
     Raises
     ------

@@ -44,7 +44,7 @@ KINDS = {
 SETTINGS_THAT_MATTER = (
     "embed_device",
     "embed_runtime",
-    "embed_torch_threads",
+    "embed_threads",
     "encoder_batch_items",
     "encoder_requests",
     "encoder_timeout_seconds",

@@ -51,13 +51,14 @@ def open_network(network: Network, settings: Settings) -> Runner:
     return runner
 
 
-def encoder_threads(settings: Settings) -> int:
-    """Threads of an encoder: `embed_torch_threads`, else half of the cores.
+def encoder_threads(settings: Settings, waits_asleep: bool) -> int:
+    """Threads of an encoder: `embed_threads`, else one for each core where they sleep while they wait, half of that where they spin.
 
-    With one for each core, decoding and the broker make them wait for each other (measured on two busy cores: 225 to 327 ms
-    a picture instead of 22 to 25).
+    Torch's threads burn the cores of decoders and broker while they wait for each other (measured on two busy cores: 225 to 327 ms
+    a picture instead of 22 to 25); those of OpenVINO and ONNX Runtime, as they are opened here, sleep (docs/benchmarks.md, W1).
     """
-    return settings.embed_torch_threads or max(1, (os.cpu_count() or 2) // 2)
+    cores = os.cpu_count() or 2
+    return settings.embed_threads or (cores if waits_asleep else max(1, cores // 2))
 
 
 def _graph_runner(network: Network, settings: Settings) -> Runner | None:
@@ -111,7 +112,7 @@ def _has_gpu(settings: Settings) -> bool:
 
 def _ways(runtime: str, graph: Converted, settings: Settings) -> Iterator[tuple[str, Callable[[], Runner]]]:
     """Ways of running the graph, fastest first."""
-    threads = encoder_threads(settings)
+    threads = encoder_threads(settings, waits_asleep=True)
     if runtime == "openvino":
         if OpenVinoRunner.has_bf16():
             yield "openvino bf16", lambda: OpenVinoRunner(graph.graph, "bf16", threads)
@@ -126,7 +127,7 @@ def _torch_runner(network: Network, settings: Settings) -> TorchRunner:
 
     from embedding.torch_runner import TorchRunner, torch_device
 
-    device, threads = torch_device(settings), encoder_threads(settings)
+    device, threads = torch_device(settings), encoder_threads(settings, waits_asleep=False)
     plain = TorchRunner(network.make_module(), device, torch.float32, threads)
     plain_seconds = _seconds(plain, network, len(network.probe[0]))
     short = _short_runner(plain, network, device, threads, plain_seconds)

@@ -250,3 +250,10 @@ class CollectionView:
             metrics.index_bytes.labels(name, tier).set(sum(size[tier] for size in sizes))
         metrics.index_bytes.labels(name, "mapped").set(sum(column.mapped_bytes for column in columns))
         metrics.index_bytes.labels(name, "filters").set(filter_bytes)
+        self._set_recall(snapshot)
+
+    def _set_recall(self, snapshot: CollectionSnapshot) -> None:
+        for each in self.index.fields:
+            recall = snapshot.numbers(each.name).recall(self._engines.settings.target_recall)
+            if recall is not None:
+                self._engines.metrics.recall.labels(self.record.name, each.name).set(recall)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from query.partition_view import PartitionView
 from query.parts import TAIL, CodedSpan, Part
 from vectors.logical_index import LogicalIndex
-from vectors.nprobe import choose_nprobe
+from vectors.nprobe import choose_nprobe, measured_recall
 from vectors.tiers import Allowed
 
 EXPIRY_STEP_US = 1_000_000
@@ -121,10 +121,17 @@ class Numbering:
         """Lists to probe for a recall, by what the writers of the segments measured."""
         found = self._nprobe.get(target_recall)
         if found is None:
-            measured = [(placed.part.rows, placed.part.vectors[self._field].coding) for placed in self.placed]
-            tables = [(rows, coding.recall) for rows, coding in measured if coding is not None and coding.recall]
-            found = self._nprobe[target_recall] = choose_nprobe(tables, target_recall, self.index.quantizer.nlist)
+            found = self._nprobe[target_recall] = choose_nprobe(self._tables(), target_recall, self.index.quantizer.nlist)
         return found
+
+    def recall(self, target_recall: float) -> tuple[int, float]:
+        """Rows whose writers measured recall, and the recall that a search for `target_recall` has among them."""
+        tables = self._tables()
+        return sum(rows for rows, _ in tables), measured_recall(tables, self.nprobe(target_recall)) if tables else 0.0
+
+    def _tables(self) -> list[tuple[int, Mapping[int, float]]]:
+        measured = [(placed.part.rows, placed.part.vectors[self._field].coding) for placed in self.placed]
+        return [(rows, coding.recall) for rows, coding in measured if coding is not None and coding.recall]
 
     def allow(self, masks: Mapping[int, NDArray[np.bool_]]) -> Allowed:
         """Bitmap of some rows: masks over parts' rows, by the part's identity (`id`)."""
@@ -157,6 +164,16 @@ class FieldNumbers:
     coded: tuple[Numbering, ...]
     expiry_step: int | None
     views: tuple[PartitionView, ...]
+
+    def recall(self, target_recall: float) -> float | None:
+        """Estimate of the recall of a search without filter, as the mean over rows.
+
+        It is 1 for rows that are compared one by one, for others what their segments' writers measured at the number of lists that is probed.
+        None where no row has either: all of them were coded here, or there is none.
+        """
+        counted = [(placed.part.rows, 1.0) for placed in self.flat] + [numbering.recall(target_recall) for numbering in self.coded]
+        rows = sum(count for count, _ in counted)
+        return sum(count * share for count, share in counted) / rows if rows else None
 
 
 class FieldNumbersCache:

@@ -35,8 +35,7 @@ def choose_nprobe(tables: Sequence[tuple[int, Mapping[int, float]]], target_reca
     steps = sorted({nprobe for _, table in tables for nprobe in table if nprobe >= 1})
     if not steps:
         return min(nlist, max(UNMEASURED_LEAST, math.ceil(nlist * UNMEASURED_SHARE)))
-    rows = sum(count for count, _ in tables)
-    measured = [(nprobe, sum(count * _at(table, nprobe) for count, table in tables) / max(1, rows)) for nprobe in steps]
+    measured = [(nprobe, measured_recall(tables, nprobe)) for nprobe in steps]
     best = max(recall for _, recall in measured)
     if best < target_recall:
         return min(nlist, next(nprobe for nprobe, recall in measured if recall >= best - GAIN))
@@ -47,6 +46,11 @@ def choose_nprobe(tables: Sequence[tuple[int, Mapping[int, float]]], target_reca
             return min(nlist, max(1, math.ceil(lower + part * (nprobe - lower))))
         lower, reached = nprobe, recall
     raise AssertionError("the best reaches the target")
+
+
+def measured_recall(tables: Sequence[tuple[int, Mapping[int, float]]], nprobe: int) -> float:
+    """Recall that segments measured when `nprobe` lists are probed, as the mean over their rows; `tables` is as in `choose_nprobe`, not empty."""
+    return sum(rows * _at(table, nprobe) for rows, table in tables) / max(1, sum(rows for rows, _ in tables))
 
 
 def _at(table: Mapping[int, float], nprobe: int) -> float:

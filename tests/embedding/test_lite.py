@@ -98,7 +98,7 @@ def test_everyday_queries_find_pictures_of_the_right_kind(encoder: Encoder, samp
 
 
 def test_two_encoders_name_the_same_space_and_only_the_weights_and_preprocessing_make_it(encoder: Encoder) -> None:
-    again = open_encoder("lite", Settings(max_picture_bytes=1000, embed_torch_threads=1, embed_runtime="torch"))
+    again = open_encoder("lite", Settings(max_picture_bytes=1000, embed_threads=1, embed_runtime="torch"))
     assert again.space == encoder.space
     assert again.space.space_id == encoder.space.space_id
     assert encoder.space.space_id.startswith("lite@")

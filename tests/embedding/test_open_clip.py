@@ -36,7 +36,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(model_dir=tmp_path, cache_dir=tmp_path / "cache", embed_runtime="torch", embed_device="cpu", embed_torch_threads=1)
+    return Settings(model_dir=tmp_path, cache_dir=tmp_path / "cache", embed_runtime="torch", embed_device="cpu", embed_threads=1)
 
 
 @pytest.fixture

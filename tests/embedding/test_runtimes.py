@@ -16,7 +16,7 @@ from contracts.errors import SettingsError
 from contracts.settings import Settings
 from embedding.converted import ENTRY, GRAPH, TRUE, converted
 from embedding.network import Network
-from embedding.open_network import open_network
+from embedding.open_network import encoder_threads, open_network
 from embedding.parity import MIN_COSINE, centred_cosine, probe_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def network(weights_sha256: str = "0" * 64) -> Network:
 
 
 def settings_for(runtime: str, cache_dir: Path) -> Settings:
-    return Settings(embed_runtime=runtime, cache_dir=cache_dir, embed_torch_threads=1, embed_device="cpu")  # type: ignore[arg-type]
+    return Settings(embed_runtime=runtime, cache_dir=cache_dir, embed_threads=1, embed_device="cpu")  # type: ignore[arg-type]
 
 
 def pictures(count: int) -> NDArray[np.uint8]:
@@ -152,7 +152,7 @@ def test_a_converted_network_runs_where_torch_is_not_installed(tmp_path: Path) -
         "from pathlib import Path\n"
         "from contracts.settings import Settings\n"
         "from embedding.network import Network\n"
-        "from embedding.open_network import open_network\n"
+        "from embedding.open_network import encoder_threads, open_network\n"
         "from embedding.parity import probe_pictures\n"
         "one = Network('small', '0' * 64, ('pictures',), ((0,),), (probe_pictures(8, 8),), None)\n"
         f"run = open_network(one, Settings(cache_dir=Path({str(tmp_path)!r})))\n"
@@ -184,3 +184,11 @@ def test_the_centred_cosine_sees_what_the_plain_one_does_not() -> None:
     assert centred_cosine(true, true) == pytest.approx(1.0)
     assert centred_cosine(true, np.full_like(true, np.nan)) == -1.0
     assert centred_cosine(true, true[:4]) == -1.0
+
+
+@pytest.mark.parametrize(("asked", "waits_asleep", "threads"), [(0, True, 4), (0, False, 2), (3, True, 3), (3, False, 3)])
+def test_only_threads_that_sleep_while_they_wait_get_every_core(
+    monkeypatch: pytest.MonkeyPatch, asked: int, waits_asleep: bool, threads: int
+) -> None:
+    monkeypatch.setattr("embedding.open_network.os.cpu_count", lambda: 4)
+    assert encoder_threads(Settings(embed_threads=asked), waits_asleep) == threads

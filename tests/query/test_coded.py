@@ -123,6 +123,17 @@ def test_more_effort_finds_more_and_exact_finds_all(coded: Writer, open_view: Op
     assert recall(Effort(target_recall=0.95)) >= 0.9
 
 
+def test_the_recall_that_is_told_is_what_segments_measured_and_1_for_flat_rows(coded: Writer, open_view: Open) -> None:
+    send(coded, 400, 1, "a")
+    coded.commit()
+    view = open_view(coded)
+    wait_until(lambda: caught_up(view, coded) and view.snapshot().views[0].loaded.version == 2)
+    assert view.snapshot().numbers("own").recall(0.95) == 1.0
+    coded.train(vectors(600, 9), nlist=32)
+    wait_until(lambda: is_coded(view))
+    assert view.snapshot().numbers("own").recall(0.95) is None, "coded here, by nobody who measured"
+
+
 def smooth(rows: int, seed: int, dimension: int) -> np.ndarray:
     """Unit vectors that lie on a surface of six dimensions: codes follow it closely, so that what is missed is missed by the lists."""
     turned = np.random.default_rng(5).standard_normal((6, dimension))

@@ -90,7 +90,7 @@ def test_someone_types_a_query_and_sees_hits_thumbnails_and_how_fresh_they_are(a
     assert browser.switch_to.active_element == box
     box.send_keys("id:teal square", Keys.ENTER)
     wait_until(lambda: hits() == ["a red square", "a blue square"], 10)
-    assert "searched 2 rows" in browser.find_element(By.ID, "freshness").text
+    assert "searched 3 rows" in browser.find_element(By.ID, "freshness").text
     assert "headwater.things.media/0/1" in browser.find_element(By.CSS_SELECTOR, "#hits .lineage").text
     loaded = "return [...document.querySelectorAll('#hits img')].filter((i) => i.complete && i.naturalWidth > 0).length"
     wait_until(lambda: browser.execute_script(loaded) == 2, 10)

@@ -213,3 +213,5 @@ def run_at_rest(process: Process, stream: Stream) -> None:
     process.wait_ready()
     assert check(process.url, stream) >= 0.9
     until(lambda: index_bytes(process.url).get("mapped", 0) > 0, 10, "mapped bytes are in the gauge", alive=[process])
+    estimates = list(metric(process.url, "headwater_recall_estimate").values())
+    assert len(estimates) == 1 and 0.85 < estimates[0] <= 1.0, "as the writers of the segments measured it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vectors.nprobe import UNMEASURED_LEAST, choose_nprobe
+from vectors.nprobe import UNMEASURED_LEAST, choose_nprobe, measured_recall
 
 SMALL = {1: 0.5, 2: 0.7, 4: 0.9, 8: 0.97}
 LARGE = {1: 0.3, 2: 0.5, 4: 0.7, 8: 0.9, 16: 0.98}
@@ -39,3 +39,7 @@ def test_without_measurements_a_share_of_the_lists_is_probed() -> None:
     assert choose_nprobe([], 0.95, 4096) == 64
     assert choose_nprobe([(100, {})], 0.95, 16) == UNMEASURED_LEAST
     assert choose_nprobe([], 0.95, 4) == 4
+
+
+def test_recall_is_the_mean_over_rows_at_the_largest_measured_number() -> None:
+    assert measured_recall([(300, SMALL), (100, LARGE)], 5) == (300 * 0.9 + 100 * 0.7) / 400
