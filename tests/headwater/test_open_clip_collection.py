@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 from backends.catalog.collections import CollectionCatalog
 from contracts.settings import load_settings
@@ -33,6 +32,8 @@ def picture(colour: str) -> bytes:
 @pytest.fixture
 def encoder_name(workplace: Path) -> str:
     """Random weights in a folder of the workplace, named as a user names them."""
+    from safetensors.torch import save_file
+
     open_clip_models.register(workplace)
     (workplace / "models").mkdir()
     path = workplace / "models" / "tiny.safetensors"
