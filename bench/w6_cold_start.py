@@ -26,7 +26,7 @@ FIRST_PAUSE_SECONDS, PAUSE_SECONDS = 0.002, 0.02
 
 
 @dataclass(slots=True)
-class _Found:
+class Found:
     """Seconds of each measurement."""
 
     started: list[float] = field(default_factory=list)
@@ -56,14 +56,14 @@ class ColdStart:
         """See `bench.frame.Workload.run`. Nothing is measured without the local stack."""
         if stack_values() is None:
             return Outcome(notes={"not measured": "no local stack (make stack)"})
-        made, found = self._prepared.open(bench), _Found()
+        made, found = self._prepared.open(bench), Found()
         pairs = bench.size(2, 5, 6)
         with bench.steps("W6: cold node and parallel GET", 2 * pairs) as step:
             for number, turn in enumerate(abba(pairs)):
-                _cold(made, number, found) if turn == "A" else _raw(made, number, found)
+                measure_cold(made, number, found) if turn == "A" else measure_raw(made, number, found)
                 step.done()
         with bench.steps("W6: memory"):
-            found.notes["memory"] = _weigh(made)
+            found.notes["memory"] = weigh(made)
         modes = {
             "cold": ratio(found.whole, found.raw, 50, bench.seed),
             "first_answer_ms": percentile([1000 * seconds for seconds in found.first], 50, "milliseconds", bench.seed),
@@ -84,7 +84,8 @@ def _values(made: Prepared, number: int) -> dict[str, str]:
     return dict(made.place.values) | {"cache_dir": str(made.place.folder / f"cold-{number}"), "query_port": str(free_port())}
 
 
-def _cold(made: Prepared, number: int, found: _Found) -> None:
+def measure_cold(made: Prepared, number: int, found: Found) -> None:
+    """One cold start: a fresh process, an empty cache folder."""
     values, spawned = _values(made, number), time.perf_counter()
     with BenchProcess(f"cold-{number}", module_command("bench.cold_node"), values, made.place.folder, talks=True) as node:
         node.read_line()
@@ -116,7 +117,8 @@ def _wait(node: BenchProcess, client: HeadwaterClient, made: Prepared, is_enough
         time.sleep(pause_seconds)
 
 
-def _raw(made: Prepared, number: int, found: _Found) -> None:
+def measure_raw(made: Prepared, number: int, found: Found) -> None:
+    """The same bytes by parallel GET, in a fresh process."""
     command = module_command("bench.raw_get", made.record.name)
     with BenchProcess(f"raw-{number}", command, made.place.values, made.place.folder, talks=True) as raw:
         raw.read_line()
@@ -125,7 +127,8 @@ def _raw(made: Prepared, number: int, found: _Found) -> None:
     found.notes |= {"bytes": answer["bytes"], "objects": answer["objects"]}
 
 
-def _weigh(made: Prepared) -> dict[str, Any]:
+def weigh(made: Prepared) -> dict[str, Any]:
+    """What a node counts for the index, and its memory before and after."""
     command = module_command("bench.cold_node", "memory", made.record.name)
     with BenchProcess("weigh", command, _values(made, -1), made.place.folder, talks=True) as process:
         answer: dict[str, Any] = json.loads(process.read_line())
