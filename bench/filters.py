@@ -20,13 +20,15 @@ from bench.clip_like import ClipLike, blocks_with_clusters
 from bench.feeds import VECTOR_FIELD
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import mean, percentile
-from bench.own_rows import PARTITIONS, OwnRows, own_rows
+from bench.own_rows import PARTITIONS, OwnRows, own_rows, trained
+from bench.processes import Others
 from bench.w3_many_segments import LIMIT, TARGET_RECALL, TRAIN_ROWS, rows_of
 from query.collection_view import CollectionView
 from query.filter_estimate import Estimate
 from query.filter_plan import plan_filter
 from query.http_models import QueryRequest
 from query.pipeline import Pipeline
+from query.query_role import spare_the_collector
 from vectors.flat import one_thread
 
 SHARES = ("1e-5", "1e-3", "0.1", "0.5", "0.99")
@@ -60,9 +62,11 @@ class Filters:
             queries = source.sample(np.linspace(0, 1, bench.size(50, QUERIES, QUERIES)), bench.seed + 1_000_000)
         columns = _columns(clusters, np.random.default_rng(bench.seed))
         outcome = Outcome(notes={"rows": rows, "queries": len(queries), "limit": LIMIT, "threads": 1})
-        with bench.steps("filters: train, store, load"), own_rows(matrix[:TRAIN_ROWS], ATTRIBUTES) as made:
+        with bench.steps("filters: train, store, load"), own_rows(trained(matrix[:TRAIN_ROWS]), ATTRIBUTES) as made:
             _store(made, matrix, columns)
             with made.opened() as (view, pipeline):
+                spare_the_collector()
+                others = Others()
                 measured = _Measured(view, pipeline, queries, matrix)
                 with bench.steps("filters: measure", len(KINDS) * len(SHARES)) as step:
                     for kind, attribute in KINDS.items():
@@ -72,6 +76,7 @@ class Filters:
                             outcome.notes[f"{kind}{share}"] = notes
                             step.done()
                 outcome.modes |= {f"{name}_unfiltered": measure for name, measure in measured.of(None, columns["number"], rows)[0].items()}
+                outcome.notes["others_share_of_cpu"] = others.share()
         return outcome
 
 

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from bench.clip_like import ClipLike, blocks
 from bench.frame import Bench, Goal, Outcome
 from bench.intervals import abba, percentile, ratio
-from bench.own_rows import PARTITIONS
-from bench.processes import BenchProcess, module_command
+from bench.own_rows import PARTITIONS, trained
+from bench.processes import BenchProcess, Others, module_command
 from bench.served_rows import Caller, Served, body_of, served_rows
 from query.collection_view import CollectionView
 from query.http_models import QueryRequest
 from query.pipeline import Pipeline
+from query.query_role import spare_the_collector
 
 SEGMENTS = 20
 TRAIN_ROWS = 30_000
@@ -51,13 +52,15 @@ class HttpOverhead:
         with bench.steps("HTTP: make rows"):
             matrix = np.concatenate(list(blocks(source, rows, bench.seed)))
             queries = source.sample(np.linspace(0, 1, QUERIES), bench.seed + 1_000_000)
-        with served_rows(matrix[:TRAIN_ROWS]) as served:
+        with served_rows(trained(matrix[:TRAIN_ROWS])) as served:
             with bench.steps("HTTP: store segments"):
                 _store(served, matrix)
             with served.rows.opened() as (view, pipeline), served.running():
+                others = Others(*served.pids)
                 outcome = _single(bench, served, view, pipeline, queries, pairs)
                 with bench.steps(f"HTTP: {CLIENTS} callers", 2 * pairs) as step:
                     over_http, in_process = _many(served, view, pipeline, queries, pairs, step.done)
+                outcome.notes["others_share_of_cpu"] = others.share()
         outcome.modes["qps_16"] = ratio(over_http, in_process)
         outcome.notes |= {"rows": rows, "qps_16_http": float(np.median(over_http)), "qps_16_in_process": float(np.median(in_process))}
         return outcome
@@ -75,6 +78,7 @@ def _store(served: Served, matrix: NDArray[np.float32]) -> None:
 def _single(bench: Bench, served: Served, view: CollectionView, pipeline: Pipeline, queries: NDArray[np.float32], pairs: int) -> Outcome:
     bodies, requests = [body_of(query, LIMIT) for query in queries], [QueryRequest(query=query, limit=LIMIT) for query in queries]
     caller = served.caller()
+    spare_the_collector()  # as the query role does
     found: dict[str, list[float]] = {"A": [], "B": []}
     work: dict[str, Callable[[int], object]] = {
         "A": lambda at: caller.ask(bodies[at]),

@@ -9,6 +9,7 @@ Never: encodes while something is measured, unless that is what is measured.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ from contracts.collection import CollectionRecord
 from contracts.deletes import DeleteDelta, encode_delete_delta
 from contracts.engines import Engines
 from contracts.errors import UnavailableError
-from contracts.generation import encode_generation
+from contracts.generation import Generation, encode_generation
 from contracts.manifest import Checkpoint, ObjectEntry, ReadManifest, SegmentEntry
 from contracts.object_keys import CollectionKeys
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, CodedPart, rows_schema, write_coded_part, write_rows_part
@@ -45,9 +47,10 @@ from headwater.wiring import vector_field
 from indexer.field_parts import coded_part
 from query.collection_view import CollectionView
 from query.pipeline import Pipeline
+from vectors.inverted_lists import build_lists, write_lists
 from vectors.nlist import choose_nlist
 from vectors.quantizer import Quantizer
-from vectors.train import train, use_threads
+from vectors.train import train
 
 PARTITIONS = 4
 TAIL_BATCH_ROWS = 64
@@ -94,13 +97,13 @@ class OwnRows:
     ----------
     engines : Engines
         On memory log and memory store.
-    sample : NDArray[np.float32]
-        shape (n, d), of length 1: what its only generation is trained on.
+    generation : Generation
+        Its only one, from `trained`.
     attributes : Mapping of str to str
         The collection's typed attributes.
     """
 
-    def __init__(self, engines: Engines, sample: NDArray[np.float32], attributes: Mapping[str, str]) -> None:
+    def __init__(self, engines: Engines, generation: Generation, attributes: Mapping[str, str]) -> None:
         self.engines = engines
         request = CollectionRequest("rows", [vector_field(VECTOR_FIELD_WORDS)], partitions=PARTITIONS, attributes=attributes)
         self.record: CollectionRecord = create_collection(engines, request)
@@ -108,10 +111,8 @@ class OwnRows:
         self.field = self.index.fields[0]
         self._schema = rows_schema(attributes)
         self._keys = CollectionKeys(self.record.name, self.record.incarnation).index(self.index.name)
-        use_threads(0)
-        made = train(self.field, sample, choose_nlist(len(sample), len(sample)), "auto", 0, GENERATION)
-        engines.store.put_if_absent(self._keys.generation(GENERATION, VECTOR_FIELD), encode_generation(made))
-        self.quantizer = Quantizer.open(made)
+        engines.store.put_if_absent(self._keys.generation(GENERATION, VECTOR_FIELD), encode_generation(generation))
+        self.quantizer = Quantizer.open(generation)
         self._producer = engines.log.producer()
         self._chains = {partition: self._chain(partition) for partition in range(PARTITIONS)}
 
@@ -123,14 +124,23 @@ class OwnRows:
         return _Chain(chain, head)
 
     def store(
-        self, partition: int, first_number: int, matrix: NDArray[np.float32], attributes: Mapping[str, pa.Array] | None = None
+        self,
+        partition: int,
+        first_number: int,
+        matrix: NDArray[np.float32],
+        attributes: Mapping[str, pa.Array] | None = None,
+        *,
+        measured: bool = True,
     ) -> StoredSegment:
-        """Encode and store one segment of rows, vectors of shape (n, d), with their attributes by name; nobody sees it before `commit`."""
+        """Encode and store one segment of rows, vectors of shape (n, d), with their attributes by name; nobody sees it before `commit`.
+
+        Without being `measured` it has no table of recall, whose making takes longer than the coding of a small segment.
+        """
         rows, ulid, chain = len(matrix), str(ULID()), self._chains[partition]
         start = chain.next_offset
         chain.next_offset += rows
         keys, store = self._keys.partition(partition), self.engines.store
-        part = coded_part(self.quantizer, matrix.astype(np.float16), np.arange(rows), rows)
+        part = (coded_part if measured else _unmeasured_part)(self.quantizer, matrix.astype(np.float16), np.arange(rows), rows)
         stored = {ROWS_PART: write_rows_part(self._rows(start, first_number, rows, attributes or {}), {})}
         stored[FIELD_PART_PREFIX + VECTOR_FIELD] = write_coded_part(self.field, part)
         parts = {name: upload(store, keys.part(_ROLE, 1, ulid, name), data) for name, data in stored.items()}
@@ -217,14 +227,27 @@ class OwnRows:
         return reached and not numbers.flat and not any(numbering.index.graph_due for numbering in numbers.coded)
 
 
+def _unmeasured_part(quantizer: Quantizer, vectors: NDArray[np.float16], rows: NDArray[np.int64], segment_rows: int) -> CodedPart:
+    encoded = quantizer.encode(vectors)
+    lists = write_lists(build_lists(quantizer.nlist, encoded.list_numbers, encoded.codes, rows))
+    sizes = (quantizer.nlist, quantizer.code_bytes)
+    return CodedPart(quantizer.number, quantizer.codec.name, *sizes, lists, encoded.refine, rows.astype(np.uint32), segment_rows, {})
+
+
+def trained(sample: NDArray[np.float32]) -> Generation:
+    """A generation for `OwnRows`, trained on a sample, shape (n, d), of length 1."""
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    return train(vector_field(VECTOR_FIELD_WORDS), sample, choose_nlist(len(sample), len(sample)), "auto", 0, GENERATION)
+
+
 @contextmanager
-def own_rows(sample: NDArray[np.float32], attributes: Mapping[str, str] | None = None) -> Iterator[OwnRows]:
+def own_rows(generation: Generation, attributes: Mapping[str, str] | None = None) -> Iterator[OwnRows]:
     """A collection that is gone when the context ends."""
     with tempfile.TemporaryDirectory(prefix="headwater-bench-") as folder:
         settings = load_settings(log_url="memory://", store_url="memory://", cache_dir=Path(folder), query_port=0)
         engines = Engines(settings, MemoryLog(), MemoryStore())
         try:
-            yield OwnRows(engines, sample, attributes or {})
+            yield OwnRows(engines, generation, attributes or {})
         finally:
             engines.log.close()
 

@@ -131,7 +131,7 @@ def _folder() -> Iterator[Path]:
     except HeadwaterError as error:
         raise type(error)(error.message, hint=f"{error.hint}; logs are in {folder}") from error
     else:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # SQLite may be taking its own files away
 
 
 @contextmanager

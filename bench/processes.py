@@ -81,6 +81,22 @@ def machine_cpu_seconds() -> float:
     return (user + nice + system + sum(rest)) / _TICKS
 
 
+class Others:
+    """What else ran on the machine since this was made; `pids` are the benchmark's processes that still run."""
+
+    def __init__(self, *pids: int) -> None:
+        self._pids = pids
+        self._machine, self._own = machine_cpu_seconds(), self._spent()
+
+    def _spent(self) -> float:
+        return own_cpu_seconds() + sum(cpu_seconds(pid) or 0.0 for pid in self._pids)
+
+    def share(self) -> float:
+        """Share of the CPU-seconds that the machine spent."""
+        spent = machine_cpu_seconds() - self._machine
+        return max(0.0, 1 - (self._spent() - self._own) / spent) if spent > 0 else 0.0
+
+
 def rss_bytes(pid: int) -> int | None:
     """Resident memory of a process; None where it is gone."""
     try:

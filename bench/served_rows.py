@@ -2,7 +2,7 @@
 
 The log is an SQLite file and the store a folder, so that segments, manifests and notices are written here while the role serves there.
 
-Takes: vectors. Gives: `Served`, `Caller`. Owns: the process, its folder. Never: parses an answer inside of what is timed.
+Takes: a generation. Gives: `Served`, `Caller`. Owns: the process, its folder. Never: parses an answer inside of what is timed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bench.own_rows import OwnRows
 from bench.places import Place, open_place
 from bench.processes import BenchProcess, cli, wait_until
 from contracts.errors import UnavailableError
+from contracts.generation import Generation
 from headwater.client import HeadwaterClient
 from headwater.wiring import open_engines
 
@@ -37,6 +38,11 @@ class Served:
     rows: OwnRows
     place: Place
     process: BenchProcess | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the role, while it runs."""
+        return [] if self.process is None else [self.process.pid]
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -54,10 +60,10 @@ class Served:
 
 
 @contextmanager
-def served_rows(sample: NDArray[np.float32]) -> Iterator[Served]:
-    """A collection whose generation is trained on a sample, shape (n, d); all of it is gone when the context ends."""
+def served_rows(generation: Generation) -> Iterator[Served]:
+    """A collection with a generation (`own_rows.trained`); all of it is gone when the context ends."""
     with open_place("embedded") as place, open_engines(place.settings) as engines:
-        yield Served(OwnRows(engines, sample, {}), place)
+        yield Served(OwnRows(engines, generation, {}), place)
 
 
 def body_of(query: NDArray[np.float32], limit: int, **params: Any) -> bytes:

@@ -20,12 +20,14 @@ from bench.feeds import VECTOR_FIELD
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import abba, percentile, ratio
 from bench.merged_index import MergedIndex, MergedSearch
-from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of
+from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of, trained
+from bench.processes import Others
 from contracts.errors import CorruptError
 from indexer.field_parts import coded_part
 from query.collection_view import CollectionView
 from query.http_models import QueryBatchRequest, QueryRequest
 from query.pipeline import Pipeline
+from query.query_role import spare_the_collector
 from query.search import LEAST_CANDIDATES
 from vectors import coarse_graph
 from vectors.flat import one_thread
@@ -61,8 +63,10 @@ class ManySegments:
         with bench.steps("W3: make rows"):
             matrix = np.concatenate(list(blocks(source, rows + TAIL_ROWS, bench.seed)))
             queries = source.sample(np.linspace(0, 1, QUERIES), bench.seed + 1_000_000)
+        with bench.steps("W3: train"):
+            generation = trained(matrix[: min(rows, TRAIN_ROWS)])
         for count in SEGMENTS:
-            with bench.steps(f"W3: {count} segments: train, store, load"), own_rows(matrix[: min(rows, TRAIN_ROWS)]) as made:
+            with bench.steps(f"W3: {count} segments: store, load, measure"), own_rows(generation) as made:
                 filled = Filled.of(made, matrix, count, bench.seed)
                 with made.opened() as (view, pipeline):
                     measures, notes = _compare(bench, filled, view, pipeline, queries)
@@ -128,12 +132,13 @@ def _compare(
     nprobe = view.snapshot().numbers(VECTOR_FIELD).coded[0].nprobe(TARGET_RECALL)
     truth = filled.truth(queries)
     one_thread()  # of OpenMP, for both sides
+    spare_the_collector()  # as the query role does
     ours = recall([rows_of(pipeline.query(view.snapshot(), request).result) for request in requests], truth)
     bare, by_graph = _fastest(filled, nprobe, queries)
     theirs = recall(bare.closest(queries, LIMIT).tolist(), truth)
     if abs(ours - theirs) > MOST_RECALL_DIFFERENCE:
         raise CorruptError(f"{count} segments: recall {ours:.4f}, of the merged index {theirs:.4f}: rows are lost or found twice")
-    pairs = bench.size(5, 10, 20)
+    pairs, others = bench.size(5, 10, 20), Others()
     batches = [requests[at : at + BATCH] for at in range(0, QUERIES, BATCH)]
     bodies = [QueryBatchRequest(searches=batch) for batch in batches]
     our_qps, bare_qps = _rates(
@@ -160,6 +165,7 @@ def _compare(
         "our_p50_us": 1e6 * float(np.median(our_p50)),
         "merged_p50_us": 1e6 * float(np.median(bare_p50)),
         "threads": 1,
+        "others_share_of_cpu": others.share(),
     }
     return measures, notes
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from bench.clip_like import ClipLike, blocks
 from bench.frame import Bench, Goal, Outcome
 from bench.intervals import abba, percentile, ratio
-from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, id_of, wait_for
+from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, id_of, trained, wait_for
+from bench.processes import Others
 from bench.served_rows import Caller, Served, body_of, served_rows
 from contracts.errors import CorruptError
 
@@ -48,12 +49,12 @@ class HotLoad:
 
     def run(self, bench: Bench) -> Outcome:
         """Both rates, one after the other, at one service."""
-        rows, pairs, seconds = bench.size(30_000, 100_000, 400_000), bench.size(2, 5, 6), bench.size(2, 5, 10)
+        rows, pairs, seconds = bench.size(30_000, 100_000, 400_000), bench.size(2, 5, 6), bench.size(2, 4, 10)
         arriving = sum(rate * seconds * pairs for rate in RATES)
         outcome = Outcome(notes={"rows": rows, "seconds_per_window": seconds, "pairs": pairs, "connections": 1})
         with bench.steps("W5: make rows"):
             matrix = np.concatenate(list(blocks(ClipLike(bench.seed), rows + arriving * SEGMENT_ROWS, bench.seed)))
-        with served_rows(matrix[:TRAIN_ROWS]) as served:
+        with served_rows(trained(matrix[:TRAIN_ROWS])) as served:
             with bench.steps("W5: store segments"):
                 arrivals = _store(served.rows, matrix, rows, arriving)
             with served.running():
@@ -77,7 +78,7 @@ def _store(made: OwnRows, matrix: NDArray[np.float32], rows: int, arriving: int)
     for partition in range(PARTITIONS):
         made.commit(partition, [segment for segment in base if segment.partition == partition])
     firsts = range(rows, rows + arriving * SEGMENT_ROWS, SEGMENT_ROWS)
-    return [made.store(at % PARTITIONS, first, matrix[first : first + SEGMENT_ROWS]) for at, first in enumerate(firsts)]
+    return [made.store(at % PARTITIONS, first, matrix[first : first + SEGMENT_ROWS], measured=False) for at, first in enumerate(firsts)]
 
 
 @dataclass(slots=True)
@@ -154,6 +155,7 @@ def _measure(
     steady: list[float] = []
     loaded: list[float] = []
     late: list[float] = []
+    others = Others(*served.pids)
     with bench.steps(f"W5: {rate} segments a second", 2 * pairs) as step:
         for which in abba(pairs):
             if which == "A":
@@ -170,7 +172,12 @@ def _measure(
         for name, samples in (("steady", steady), ("loaded", loaded))
         for percent in (50, 99)
     }
-    notes |= {"questions_steady": len(steady), "questions_loaded": len(loaded), "caught_up_after_seconds": max(late)}
+    notes |= {
+        "questions_steady": len(steady),
+        "questions_loaded": len(loaded),
+        "caught_up_after_seconds": max(late),
+        "others_share_of_cpu": others.share(),
+    }
     return ratio(loaded, steady, 99, bench.seed), notes
 
 

@@ -13,6 +13,7 @@ from typing import Any
 MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 100
 """Arrays and objects inside each other; far below what any Python's recursion limit lets `dump` write again."""
+_BOXES = frozenset((dict, list))
 
 
 def dump(value: Any) -> bytes:
@@ -31,19 +32,18 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number is too large")
-    return value
+def _check_depth_and_numbers(value: Any) -> None:
+    """Refuse what is nested too deep, and infinities, as which numbers beyond float64 are parsed.
 
-
-def _check_depth(value: Any) -> None:
+    Level by level: a vector of a query is one list, and asking each of its numbers by a function of ours takes as long as parsing them.
+    """
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        level = [child for box in level if isinstance(box, dict | list) for child in (box.values() if isinstance(box, dict) else box)]
-        if not level:
+        if math.inf in level or -math.inf in level:
+            raise ValueError("a number is too large")
+        if _BOXES.isdisjoint(map(type, level)):
             return
+        level = [child for box in level if type(box) in _BOXES for child in (box.values() if type(box) is dict else box)]
     raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}")
 
 
@@ -60,10 +60,10 @@ def load(data: bytes | str, max_bytes: int = MAX_JSON_BYTES) -> Any:
         raise ValueError(f"{len(data)} bytes of JSON, more than {max_bytes}")
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}") from None
-    _check_depth(value)
+    _check_depth_and_numbers(value)
     if "\\u" in text:  # only an escape can make half a surrogate pair, which no UTF-8 column can hold
         dump(value)
     return value

@@ -178,7 +178,7 @@ def write_coded_part(field: FieldRecord, part: CodedPart) -> bytes:
         raise ValueError(f"field {field.name}: {len(part.refine)} refine codes, {len(part.rows)} rows of {part.segment_rows}")
     sections: dict[str, bytes | memoryview] = {
         "lists": part.lists,
-        "refine": memoryview(np.ascontiguousarray(part.refine)).cast("B") if part.refine.size else b"",
+        "refine": np.ascontiguousarray(part.refine).data.cast("B") if part.refine.size else b"",
     }
     meta = _meta(field, part.segment_rows, len(part.rows)) | {
         "layout": "ivf",

@@ -118,20 +118,25 @@ class Numbering:
         return bits
 
     def nprobe(self, target_recall: float) -> int:
-        """Lists to probe for a recall, by what the writers of the segments measured."""
+        """Lists to probe for a recall, by what the writers of the segments and the trainer measured."""
         found = self._nprobe.get(target_recall)
         if found is None:
-            found = self._nprobe[target_recall] = choose_nprobe(self._tables(), target_recall, self.index.quantizer.nlist)
+            found = self._nprobe[target_recall] = choose_nprobe(self._tables_and_trained(), target_recall, self.index.quantizer.nlist)
         return found
 
     def recall(self, target_recall: float) -> tuple[int, float]:
         """Rows whose writers measured recall, and the recall that a search for `target_recall` has among them."""
-        tables = self._tables()
-        return sum(rows for rows, _ in tables), measured_recall(tables, self.nprobe(target_recall)) if tables else 0.0
+        rows = sum(rows for rows, _ in self._tables())
+        return rows, measured_recall(self._tables_and_trained(), self.nprobe(target_recall)) if rows else 0.0
 
     def _tables(self) -> list[tuple[int, Mapping[int, float]]]:
         measured = [(placed.part.rows, placed.part.vectors[self._field].coding) for placed in self.placed]
         return [(rows, coding.recall) for rows, coding in measured if coding is not None and coding.recall]
+
+    def _tables_and_trained(self) -> list[tuple[int, Mapping[int, float]]]:
+        """Those of the segments, and where there are any that of the rows that the index was trained on."""
+        tables, quantizer = self._tables(), self.index.quantizer
+        return [*tables, (quantizer.trained_rows, quantizer.trained_recall)] if tables and quantizer.trained_recall else tables
 
     def allow(self, masks: Mapping[int, NDArray[np.bool_]]) -> Allowed:
         """Bitmap of some rows: masks over parts' rows, by the part's identity (`id`)."""

@@ -20,7 +20,7 @@ GATHER_COST = 10
 MATCHES_PER_HIT = 4
 """Rows that pass, in the lists that are probed, for every hit that is asked for: below it lists run empty before the hits are found."""
 SETTLE_BELOW = 0.98
-"""Share of rows that pass below which a search widens until its answer settles (query/settling.py): what is left out may be just what lies near."""
+"""Share of live rows that pass below which a search widens until its answer settles (query/settling.py): what is left out may just lie near."""
 POST_FILTER_SHARE = 0.9
 """Share of rows that certainly pass from which on the bitmap is left away: its test of every code would drop less than one code in ten."""
 POST_FILTER_SLACK = 1.2

@@ -28,11 +28,18 @@ class Shown:
     lineage: bool = False
 
 
+def bare_point(ref: RowRef) -> dict[str, Any]:
+    """One point as every query gives it. `version` is the media offset that the row came from; `score` is there where vectors were compared."""
+    part, row, score = ref.part, ref.row, ref.score
+    point: dict[str, Any] = {"id": part.id(row), "version": part.columns.offsets.item(row)}
+    if score is not None:
+        point["score"] = score
+    return point
+
+
 def show_point(snapshot: CollectionSnapshot, ref: RowRef, shown: Shown) -> dict[str, Any]:
-    """One point. `version` is the media offset that the row came from; `score` is there where vectors were compared."""
-    point: dict[str, Any] = {"id": ref.part.id(ref.row), "version": int(ref.part.columns.offsets[ref.row])}
-    if ref.score is not None:
-        point["score"] = ref.score
+    """One point with what is asked for."""
+    point = bare_point(ref)
     if shown.payload is not False:
         payload = payload_of(snapshot, ref)
         point["payload"] = payload if shown.payload is True else {name: payload[name] for name in shown.payload if name in payload}

@@ -11,6 +11,7 @@ Owns: the order of the steps, and their times. Never: waits, or knows HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,14 @@ from query import scan
 from query import search as plan
 from query.collection_view import CollectionSnapshot
 from query.filters import parse_filter
-from query.hits import Shown, lineage_of, show_point
+from query.hits import Shown, bare_point, lineage_of, show_point
 from query.http_models import CountRequest, QueryBatchRequest, QueryRequest, ScrollRequest, SearchParams, Selection
 from query.media import Media, MediaReader
 from query.query_vectors import ByMedia, ByVector, QueryEncoders, Wanted, checked_vector, choose_field, in_metric, parse_query
 from query.scroll_pins import ScrollPins
 from query.search import Effort, RowRef, VectorSearch
+
+_USUAL, _BARE = SearchParams(), Shown(payload=False)
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class Pipeline:
         self.encoders = QueryEncoders(engines.settings, decoding)
         self._media = MediaReader(engines, decoding)
         self._scrolls = ScrollPins(engines.clock)
+        self._observers: dict[tuple[str, str], Callable[[float], None]] = {}
 
     # ---- points/query -------------------------------------------------------------------------------------------
     def query(self, snapshot: CollectionSnapshot, request: QueryRequest) -> Answer:
@@ -97,19 +101,19 @@ class Pipeline:
         """From what is asked for to a vector in one field."""
         searched = choose_field(snapshot.index, request.using)
         without: RowRef | None = None
-        with self._timed(snapshot, "embed"):
-            if isinstance(wanted, ByVector):
-                vector = checked_vector(wanted.values, searched)
-            elif isinstance(wanted, ByMedia):
+        if isinstance(wanted, ByVector):
+            vector = checked_vector(wanted.values, searched)
+        elif isinstance(wanted, ByMedia):
+            with self._timed(snapshot, "embed"):
                 vector = self.encoders.encode(wanted, searched)
-            else:
-                without = find_point(snapshot, wanted.item_id)
-                stored = without.part.vectors[searched.name].vector(without.row)
-                if stored is None:
-                    raise SettingsError(f"the point has no vector in field {searched.name!r}", hint="name another field in `using`", code="no_vector")
-                vector = in_metric(stored, searched)
-        chosen = parse_filter(request.filter, snapshot.record.attributes)
-        params = request.params or SearchParams()
+        else:
+            without = find_point(snapshot, wanted.item_id)
+            stored = without.part.vectors[searched.name].vector(without.row)
+            if stored is None:
+                raise SettingsError(f"the point has no vector in field {searched.name!r}", hint="name another field in `using`", code="no_vector")
+            vector = in_metric(stored, searched)
+        chosen = None if request.filter is None else parse_filter(request.filter, snapshot.record.attributes)
+        params = request.params or _USUAL
         target = self._engines.settings.target_recall if params.target_recall is None else params.target_recall
         effort = Effort(target, params.nprobe, params.exact)
         return VectorSearch(searched, vector, request.limit, request.offset, chosen, request.score_threshold, without, effort)
@@ -125,6 +129,8 @@ class Pipeline:
         """From rows to points; `payload` says what is meant where the request does not."""
         shown = Shown(payload if request.with_payload is None else request.with_payload, request.with_vector, request.with_lineage)
         with self._timed(snapshot, "payload"):
+            if shown == _BARE:
+                return [bare_point(ref) for ref in refs]
             return [show_point(snapshot, ref, shown) for ref in refs]
 
     # ---- the other reads ----------------------------------------------------------------------------------------
@@ -169,23 +175,26 @@ class Pipeline:
             raise SettingsError(f"limit {limit} is more than {most}", hint="ask for less, or scroll", code="limit_too_large")
 
     def _timed(self, snapshot: CollectionSnapshot, stage: str) -> _Timed:
-        return _Timed(self._engines, snapshot.record.name, stage)
+        key = snapshot.record.name, stage
+        observe = self._observers.get(key)
+        if observe is None:
+            observe = self._observers[key] = self._engines.metrics.query.labels(*key).observe
+        return _Timed(self._engines.clock.monotonic_seconds, observe)
 
 
 class _Timed:
-    """Observes how long a step took; a class, since a generator takes three times as long to enter and leave, three times a query."""
+    """Observes how long a step took; a class, since a generator takes three times as long to enter and leave, twice a query."""
 
-    __slots__ = ("_engines", "_name", "_stage", "_started")
+    __slots__ = ("_now", "_observe", "_started")
 
-    def __init__(self, engines: Engines, name: str, stage: str) -> None:
-        self._engines, self._name, self._stage = engines, name, stage
+    def __init__(self, now: Callable[[], float], observe: Callable[[float], None]) -> None:
+        self._now, self._observe = now, observe
 
     def __enter__(self) -> None:
-        self._started = self._engines.clock.monotonic_seconds()
+        self._started = self._now()
 
     def __exit__(self, *error: object) -> None:
-        took = self._engines.clock.monotonic_seconds() - self._started
-        self._engines.metrics.query.labels(self._name, self._stage).observe(took)
+        self._observe(self._now() - self._started)
 
 
 def find_point(snapshot: CollectionSnapshot, item_id: str) -> RowRef:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from vectors.flat import LARGEST, normalise
 
 logger = logging.getLogger(__name__)
 
+_LARGEST = float(LARGEST)
 _NUMBERS = {int, float}
 """Types of JSON's numbers; a set of types is made several times as fast as each number is asked for its own."""
 _FORMS = 'query is a list of numbers, an id, {"text": ...}, {"image": BASE64}, both keys, {"nearest": list or id}, or absent'
@@ -121,7 +123,11 @@ def checked_vector(values: Sequence[float] | NDArray[np.floating[Any]], field: F
         wide = values.astype(np.float64) if isinstance(values, np.ndarray) else np.fromiter(values, np.float64, count)
     except OverflowError:
         raise _bad_vector("the query has a number beyond float64") from None
-    if not np.abs(wide).max() <= LARGEST:  # also where one is NaN
+    if (
+        field.metric == "cosine" and 0 < (norm := math.sqrt(np.vdot(wide, wide))) <= _LARGEST
+    ):  # then no number is too large: the usual case, in one pass
+        return (wide / norm).astype(np.float32)
+    if not np.abs(wide).max() <= _LARGEST:  # also where one is NaN
         raise _bad_vector("the query has a number that is not finite as float32")
     return in_metric(wide.astype(np.float32), field)
 

@@ -173,7 +173,7 @@ def _search_coded(
         if plan.way == "exact":
             return _scan_refine(queries, fetch, wanted.field, numbering, allowed)
         if effort.nprobe is None:  # who names a number of lists gets that number
-            nprobe, settles = plan.nprobe, passing < SETTLE_BELOW * tiers.rows
+            nprobe, settles = plan.nprobe, passing < SETTLE_BELOW * numbering.allowed.count()
     if settles:
         found, distances, taken = settle(
             lambda some, lists: tiers.closest(queries[some], fetch, candidates, lists, allowed), len(queries), nprobe, nlist

@@ -15,12 +15,12 @@ GAIN = 0.005
 
 
 def choose_nprobe(tables: Sequence[tuple[int, Mapping[int, float]]], target_recall: float, nlist: int) -> int:
-    """Smallest nprobe whose recall, as the mean over rows, reaches the target.
+    """Smallest nprobe whose recall (`measured_recall`) reaches the target.
 
     Parameters
     ----------
     tables : sequence of (int, Mapping of int to float)
-        For each segment its rows, and its recall by nprobe.
+        For each segment, and for the rows that the index was trained on, how many rows there are and their recall by nprobe.
     target_recall : float
         Share of the true neighbours that are to be found, above 0, at most 1.
     nlist : int
@@ -49,8 +49,13 @@ def choose_nprobe(tables: Sequence[tuple[int, Mapping[int, float]]], target_reca
 
 
 def measured_recall(tables: Sequence[tuple[int, Mapping[int, float]]], nprobe: int) -> float:
-    """Recall that segments measured when `nprobe` lists are probed, as the mean over their rows; `tables` is as in `choose_nprobe`, not empty."""
-    return sum(rows * _at(table, nprobe) for rows, table in tables) / max(1, sum(rows for rows, _ in tables))
+    """Recall that was measured when `nprobe` lists are probed; `tables` is as in `choose_nprobe`, not empty.
+
+    A mean in which each table counts by the square of its rows. The closest rows of few are far away, and lie in more lists than those of many: at 8
+    of 1,680 lists 4,000 rows measure 0.49 where 200,000 of the same kind measure 0.98. What a hundred small segments say of themselves is therefore
+    far below what a search over all of them reaches, and one table of many rows is nearer to it.
+    """
+    return sum(rows * rows * _at(table, nprobe) for rows, table in tables) / max(1, sum(rows * rows for rows, _ in tables))
 
 
 def _at(table: Mapping[int, float], nprobe: int) -> float:

@@ -64,6 +64,8 @@ class Quantizer:
         self.field_name, self.number, self.space_id = generation.field_name, generation.number, generation.space_id
         self.metric: Metric = generation.metric  # type: ignore[assignment]
         self.codec, self.statistics = codec, generation.statistics
+        self.trained_rows = generation.trained_rows
+        self.trained_recall = {int(nprobe): float(share) for nprobe, share in generation.statistics.get("recall", {}).items()}
         self.nlist, self.dimension = generation.centroids.shape
         self.code_bytes = codec.subquantizers
         self.coarse = coarse_index(generation.centroids, self.metric)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +18,8 @@ from bench.filters import SHARES, Filters, _columns
 from bench.frame import Bench
 from bench.http_overhead import HttpOverhead
 from bench.merged_index import MergedIndex
-from bench.own_rows import PARTITIONS, OwnRows, id_of, own_rows, row_of, wait_for
+from bench.own_rows import PARTITIONS, OwnRows, id_of, own_rows, row_of, trained, wait_for
+from bench.processes import Others
 from bench.served_rows import body_of, served_rows
 from bench.w3_many_segments import ManySegments, recall, rows_of
 from bench.w5_hot_load import Arriver, Asked, HotLoad, _catch_up, _window
@@ -33,7 +37,7 @@ def matrix() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(matrix: np.ndarray) -> Iterator[OwnRows]:
-    with own_rows(matrix[:1000], {"number": "integer"}) as rows:
+    with own_rows(trained(matrix[:1000]), {"number": "integer"}) as rows:
         yield rows
 
 
@@ -78,12 +82,12 @@ def test_nobody_waits_for_ever() -> None:
 
 
 def test_the_service_answers_as_the_pipeline_does_and_finds_what_arrives(matrix: np.ndarray) -> None:
-    with served_rows(matrix[:1000]) as served:
+    with served_rows(trained(matrix[:1000])) as served:
         rows = served.rows
         first = rows.store(0, 0, matrix[:1000])
         for partition in range(PARTITIONS):
             rows.commit(partition, [first] if partition == 0 else [])
-        later = [rows.store(1, 1000, matrix[1000:1500]), rows.store(2, 1500, matrix[1500:])]
+        later = [rows.store(1, 1000, matrix[1000:1500]), rows.store(2, 1500, matrix[1500:], measured=False)]
         with served.running():
             caller, asked = served.caller(), Asked(matrix, np.random.default_rng(0))
             asked.arrived(1000, {0: 2})
@@ -144,6 +148,22 @@ def test_the_goals_are_those_that_were_set() -> None:
     assert {mode: goal.limit for mode, goal in HotLoad().goals.items()} == {"s1": 1.15, "s10": 1.3}
     assert HttpOverhead().goals["overhead_p50_ms"].limit == 1.0
     assert {f"{kind}recall_{share}" for kind in ("", "correlated_") for share in SHARES} == set(Filters().goals)
+
+
+def test_others_are_what_ran_beside_the_benchmark() -> None:
+    others, end = Others(), time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    assert 0 <= others.share() < 1
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        with_busy, without = Others(), Others(busy.pid)
+        time.sleep(0.6)
+        assert with_busy.share() > without.share() + 0.1, "a process counts to the others unless it is named"
+    finally:
+        busy.kill()
+        busy.wait()
 
 
 def test_a_run_is_quick_usual_or_full() -> None:

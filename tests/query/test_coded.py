@@ -169,6 +169,24 @@ def test_recall_holds_whatever_share_of_the_rows_a_filter_passes(open_view: Open
     assert fixed[1] == rows * 2 // nlist, "who names a number of lists gets that number"
 
 
+def test_a_filter_that_leaves_nothing_out_looks_once_also_where_rows_were_deleted(coded: Writer, open_view: Open) -> None:
+    coded.train(vectors(400, 9), nlist=32)
+    send(coded, 600, 1, "a")
+    coded.commit()
+    for at in range(0, 600, 10):
+        coded.remove(f"a{at}")
+    view = open_view(coded)
+    wait_until(lambda: caught_up(view, coded) and is_coded(view))
+    snapshot, field, query = view.snapshot(), coded.index.fields[0], vectors(1, 3)[0]
+
+    def lists(least: int) -> float:
+        chosen = parse_filter({"must": [{"key": "size", "range": {"gte": least}}]}, coded.record.attributes)
+        return search(snapshot, VectorSearch(field, query, 5, chosen=chosen))[1] * 32 / 600
+
+    alone = search(snapshot, VectorSearch(field, query, 5))[1] * 32 / 600
+    assert alone <= lists(0) < 2 * alone <= lists(200), "a tenth of the rows is gone, so a few more lists; a filter that leaves rows out looks twice"
+
+
 def test_the_http_api_takes_effort_filters_and_batches_of_coded_rows() -> None:
     for served in serve(writer(engines_for_test(), fields=[own_field(dimension=DIMENSION)], attributes={"size": "integer"})):
         made = served.made

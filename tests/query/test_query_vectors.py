@@ -32,7 +32,7 @@ def test_a_list_of_anything_but_numbers_is_no_query(raw: list[object]) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [[], [1.0, 0, 0], [0.0, 0, 0, 0], [1e39, 0, 0, 0], [float("nan"), 1, 0, 0], [float("-inf"), 1, 0, 0], [10**400, 0, 0, 0]],
+    [[], [1.0, 0, 0], [0.0, 0, 0, 0], [1e39, 0, 0, 0], [1e200, 1e200, 0, 0], [float("nan"), 1, 0, 0], [float("-inf"), 1, 0, 0], [10**400, 0, 0, 0]],
 )
 def test_numbers_that_are_no_vector_of_the_field_are_refused(values: list[float]) -> None:
     with pytest.raises(SettingsError) as refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from contracts.errors import SettingsError
 from contracts.settings import load_settings
-from query.query_role import bind, run_query
+from query.query_role import COLLECT_AFTER, bind, run_query
 from tests.query.conftest import wait_until
 from tests.query.served import ATTRIBUTES, Served, fill, serve
 from tests.query.writer import engines_for_test, writer
@@ -85,9 +86,11 @@ def test_the_role_serves_on_a_free_port_and_ends_when_told() -> None:
     made.put("a")
     stop, ports = threading.Event(), []
     thread = threading.Thread(target=run_query, args=(made.engines, stop, ports.append))
+    before = gc.get_threshold()
     thread.start()
     try:
         wait_until(lambda: bool(ports))
+        assert gc.get_threshold() == COLLECT_AFTER, "answers do not make the collector look at everything"
         with httpx.Client(base_url=f"http://127.0.0.1:{ports[0]}") as client:
             wait_until(lambda: client.get("/readyz").status_code == 200)
             body = {"consistency": {"min_offsets": {"0": 1}}}
@@ -97,6 +100,7 @@ def test_the_role_serves_on_a_free_port_and_ends_when_told() -> None:
     finally:
         stop.set()
         thread.join(10)
+        gc.set_threshold(*before)
     assert not thread.is_alive()
 
 

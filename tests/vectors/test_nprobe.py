@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vectors.nprobe import UNMEASURED_LEAST, choose_nprobe, measured_recall
 
 SMALL = {1: 0.5, 2: 0.7, 4: 0.9, 8: 0.97}
@@ -41,5 +43,6 @@ def test_without_measurements_a_share_of_the_lists_is_probed() -> None:
     assert choose_nprobe([], 0.95, 4) == 4
 
 
-def test_recall_is_the_mean_over_rows_at_the_largest_measured_number() -> None:
-    assert measured_recall([(300, SMALL), (100, LARGE)], 5) == (300 * 0.9 + 100 * 0.7) / 400
+def test_recall_is_a_mean_at_the_largest_measured_number_in_which_many_rows_in_one_table_count_for_more_than_in_several() -> None:
+    assert measured_recall([(300, SMALL), (100, LARGE)], 5) == pytest.approx((9 * 0.9 + 0.7) / 10)
+    assert measured_recall([(1000, SMALL), *[(10, LARGE)] * 100], 4) == pytest.approx((100 * 0.9 + 0.7) / 101)
