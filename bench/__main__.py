@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.e2e import EndToEnd
 from bench.filters import Filters
 from bench.frame import Bench, Outcome, Workload
 from bench.http_overhead import HttpOverhead
 from bench.machine import ROOT, facts
 from bench.picture import draw, readable
+from bench.prepared import PreparedIndex
 from bench.results import FILE_NAME, MACHINE, measures, write_results
 from bench.w1_pictures import PicturesToSearchable
 from bench.w1c_encoder import EncoderSpeed
@@ -28,30 +31,25 @@ from bench.w2_build import BuildSegments
 from bench.w3_many_segments import ManySegments
 from bench.w4_time_to_searchable import TimeToSearchable
 from bench.w5_hot_load import HotLoad
+from bench.w6_cold_start import ColdStart
+from bench.w13_storage import Storage
 from contracts.errors import HeadwaterError
 
 SEED = 20261123
 PICTURE_NAME = "bench.png"
 
 
-def workloads() -> dict[str, Workload]:
-    """All workloads, by name."""
-    made: list[Workload] = [
-        PicturesToSearchable(),
-        EncoderSpeed(),
-        BuildSegments(),
-        ManySegments(),
-        TimeToSearchable(),
-        HotLoad(),
-        Filters(),
-        HttpOverhead(),
-    ]
+def workloads(prepared: PreparedIndex) -> dict[str, Workload]:
+    """All workloads, by name; the last ones share a prepared index."""
+    own_vectors: list[Workload] = [BuildSegments(), ManySegments(), TimeToSearchable(), HotLoad(), Filters(), HttpOverhead()]
+    made: list[Workload] = [PicturesToSearchable(), EncoderSpeed(), *own_vectors, EndToEnd(prepared), ColdStart(prepared), Storage(prepared)]
     return {workload.name: workload for workload in made}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; returns the exit code."""
-    known = workloads()
+    prepared = PreparedIndex()
+    known = workloads(prepared)
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Headwater; docs/benchmarks.md says what each workload means.")
     parser.add_argument("workload", nargs="*", help=f"of {', '.join(known)}; all by default")
     length = parser.add_mutually_exclusive_group()
@@ -64,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown workload {', '.join(unknown)}; choose from {', '.join(known)}")
     console = Console(stderr=True)
     machine = facts() | {"quick": asked.quick, "full": asked.full}
-    outcomes, failures = _measure([known[name] for name in names], asked, console)
+    with closing(prepared):
+        outcomes, failures = _measure([known[name] for name in names], asked, console)
     if outcomes:
         document = write_results(asked.out, machine, outcomes)
         _report(document, known, asked.out)

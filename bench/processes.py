@@ -107,6 +107,17 @@ def rss_bytes(pid: int) -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
+def memory_mib(pid: int | None) -> dict[str, int]:
+    """Memory of a process (None: this one) in MiB: the most that was resident, what is now, and the part that is no file's; {} where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid or 'self'}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    fields = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+    names = {"peak": "VmHWM", "resident": "VmRSS", "anonymous": "RssAnon"}
+    return {name: round(int(fields[field][0]) / 1024) for name, field in names.items() if field in fields}
+
+
 class BenchProcess:
     """One process of a benchmark; a context: leaving it stops the process.
 
@@ -196,7 +207,9 @@ class BenchProcess:
             self._log.close()
 
 
-def wait_until(is_true: Callable[[], bool], what: str, processes: Sequence[BenchProcess], timeout_seconds: float = 120.0) -> None:
+def wait_until(
+    is_true: Callable[[], bool], what: str, processes: Sequence[BenchProcess], timeout_seconds: float = 120.0, pause_seconds: float = 0.05
+) -> None:
     """Wait for a condition; UnavailableError when one of the processes ends or time is over."""
     deadline = time.monotonic() + timeout_seconds
     while not is_true():
@@ -204,4 +217,4 @@ def wait_until(is_true: Callable[[], bool], what: str, processes: Sequence[Bench
             process.check()
         if time.monotonic() > deadline:
             raise UnavailableError(f"{what} did not happen within {timeout_seconds:g} s", hint="look at the logs of the benchmark's processes")
-        time.sleep(0.05)
+        time.sleep(pause_seconds)

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from contracts.errors import CorruptError
 from contracts.footer_file import FooterFile, write_footer_file
 
+_DTYPES = {"float16": "<f2", "float32": "<f4"}
+"""What centroids are stored in: float16 where it holds them exactly."""
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -41,7 +44,11 @@ class Generation:
 def encode_generation(generation: Generation) -> bytes:
     """Bytes of a generation object."""
     nlist, dimension = generation.centroids.shape
-    sections: dict[str, bytes | memoryview] = {"centroids": generation.centroids.astype("<f4").tobytes(), "quantizer": generation.quantizer}
+    with np.errstate(over="ignore"):  # what float16 cannot hold is not equal afterwards
+        half = generation.centroids.astype("<f2")
+    dtype = "float16" if np.array_equal(half, generation.centroids) else "float32"
+    centroids = half if dtype == "float16" else generation.centroids.astype("<f4")
+    sections: dict[str, bytes | memoryview] = {"centroids": centroids.tobytes(), "quantizer": generation.quantizer}
     meta = {
         "field": generation.field_name,
         "generation": generation.number,
@@ -50,6 +57,7 @@ def encode_generation(generation: Generation) -> bytes:
         "codec": generation.codec,
         "nlist": nlist,
         "dimension": dimension,
+        "centroids_dtype": dtype,
         "trained_rows": generation.trained_rows,
         "statistics": dict(generation.statistics),
         "sections_sha256": {name: hashlib.sha256(section).hexdigest() for name, section in sections.items()},
@@ -65,7 +73,8 @@ def decode_generation(data: bytes | memoryview, where: str) -> Generation:
         for name in ("centroids", "quantizer"):
             if hashlib.sha256(file.section(name, where)).hexdigest() != meta["sections_sha256"][name]:
                 raise CorruptError(f"{where}: section {name} differs from its sha256", hint="restore the object from a backup")
-        centroids = np.frombuffer(file.section("centroids", where), dtype="<f4").reshape(meta["nlist"], meta["dimension"])
+        stored = np.frombuffer(file.section("centroids", where), dtype=_DTYPES[meta["centroids_dtype"]])
+        centroids = stored.reshape(meta["nlist"], meta["dimension"]).astype(np.float32, copy=False)
         return Generation(
             meta["field"],
             meta["generation"],
@@ -80,4 +89,4 @@ def decode_generation(data: bytes | memoryview, where: str) -> Generation:
     except (ValueError, TypeError) as error:
         raise CorruptError(f"{where}: centroids and meta disagree: {error}") from None
     except KeyError as error:
-        raise CorruptError(f"{where}: meta lacks {error}") from None
+        raise CorruptError(f"{where}: meta lacks {error}, or a type that is known") from None

@@ -10,7 +10,8 @@ Never: holds a verdict or a delete (the ledger and the delete delta do); a segme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import mmap
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,13 @@ from contracts.vectors_batch import LINEAGE_FIELDS, PAYLOAD_FIELDS
 ROWS_PART = "rows"
 FIELD_PART_PREFIX = "field."
 MEDIA_FIELDS = (pa.field("media_offset", pa.int64()), pa.field("media_item", pa.int32()))
-"""Where a patched row's media lie in the media log; null where they lie at the row's own place. Left out of a part in which all are null."""
+"""Where a patched row's media lie in the media log; null where they lie at the row's own place."""
+_OPTIONAL_FIELDS = tuple(
+    field for field in (*LINEAGE_FIELDS, pa.field("text", pa.utf8()), *PAYLOAD_FIELDS, *MEDIA_FIELDS) if field.nullable and field.name != "id"
+)
+"""Left out of a part in which all are null: Arrow would store a row's length of zeros for each. Attributes stay, since they have no fixed type."""
+_WIDEST_BYTES = 32
+"""Of a row in one of these columns: a sha256."""
 
 
 def rows_schema(attributes: Mapping[str, str]) -> pa.Schema:
@@ -85,9 +92,8 @@ class CodedPart:
 
 def write_rows_part(rows: pa.RecordBatch, meta: Mapping[str, Any], ids: IdIndex | None = None) -> bytes:
     """Bytes of the `rows` part of n rows whose ids are unique and not null; `ids` is the index of their hashes, made here where it is None."""
-    optional = [target.name for target in MEDIA_FIELDS if target.name in rows.schema.names]
-    if all(rows.column(name).null_count == rows.num_rows for name in optional):
-        rows = rows.drop_columns(optional)
+    names = [field.name for field in _OPTIONAL_FIELDS if field.name in rows.schema.names and rows.column(field.name).null_count == rows.num_rows]
+    rows = rows.drop_columns(names)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_batch(rows)
@@ -121,14 +127,27 @@ def read_rows_part(data: bytes | memoryview, where: str) -> RowsPart:
         raise CorruptError(f"{where}: the id hashes cannot be read: {error}") from None
     if not len(rows) == len(hashes) == batch.num_rows == file.meta.get("rows"):
         raise CorruptError(f"{where}: {batch.num_rows} rows, {len(hashes)} id hashes, meta says {file.meta.get('rows')}")
-    return RowsPart(_with_media(batch), IdIndex(hashes, rows), file.meta)
+    return RowsPart(_whole(batch), IdIndex(hashes, rows), file.meta)
 
 
-def _with_media(batch: pa.RecordBatch) -> pa.RecordBatch:
-    for target in MEDIA_FIELDS:
-        if target.name not in batch.schema.names:
-            batch = batch.append_column(target, pa.nulls(batch.num_rows, target.type))
-    return batch
+def _whole(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch with the columns that were left out of its part, in the order of `rows_schema`."""
+    stored = {name: (batch.schema.field(name), batch.column(name)) for name in batch.schema.names}
+    left_out = {field.name: (field, column) for field, column in _nulls(batch.num_rows, stored.keys())}
+    known = [field.name for field in rows_schema({})]
+    order = [*known, *(name for name in stored if name not in known)]
+    found = [(left_out | stored)[name] for name in order if name in stored or name in left_out]
+    return pa.RecordBatch.from_arrays([column for _, column in found], schema=pa.schema([field for field, _ in found]))
+
+
+def _nulls(rows: int, stored: Collection[str]) -> Iterator[tuple[pa.Field, pa.Array]]:
+    """Columns of nulls for the optional fields that are not stored; all lie in one mapping of zeros, which takes no memory, unlike `pa.nulls`."""
+    zeros = pa.py_buffer(mmap.mmap(-1, _WIDEST_BYTES * (rows + 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ))
+    for field in _OPTIONAL_FIELDS:
+        if field.name not in stored:
+            children = [pa.array([], field.type.value_type)] if pa.types.is_list(field.type) else None
+            buffers = [zeros] * (field.type.num_buffers if children is None else 2)
+            yield field, pa.Array.from_buffers(field.type, rows, buffers, null_count=rows, children=children)
 
 
 def write_field_part(field: FieldRecord, matrix: NDArray[Any], present: NDArray[np.bool_]) -> bytes:

@@ -1,7 +1,8 @@
 """The cache of stored objects on this machine's disk: files named by their sha256, mapped into memory.
 
-A file is written under another name, synced, and renamed, so that what has its name is whole; it is compared with its sha256 when it is downloaded,
-and again when a process opens it for the first time, since disks forget too. What differs is downloaded anew. Beyond the limit, files that were not
+A file is written under another name and renamed, so that no process sees half of one; it is compared with its sha256 when it is downloaded, and again
+when a process opens it for the first time, since disks forget too. What differs is downloaded anew. So nothing is synced: a machine that loses power
+loses some files of a cache, and a node that starts cold does not wait for its disk. Beyond the limit, files that were not
 used for longest go first, but never one that this process has mapped. What was compacted away goes too, some time later.
 
 Takes: manifest entries. Gives: their bytes, mapped. Owns: the folder. Never: hands out bytes that were not checked, or keeps a second copy in memory.
@@ -139,7 +140,6 @@ class SegmentCache:
                         f"{entry.key}: {written} bytes whose size or sha256 differs from the manifest's",
                         hint="restore the object, or rebuild the index from the log",
                     )
-                os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -80,6 +80,8 @@ def train(
     held = np.ascontiguousarray(matrix[order[:held_rows]], dtype=np.float32)
     rows = np.ascontiguousarray(matrix[order[held_rows:]], dtype=np.float32)
     centroids = _kmeans(rows, nlist, COARSE_ITERATIONS, seed, stop or threading.Event(), spherical=field.metric == "cosine")
+    if field.metric == "cosine":  # of length 1: rounded, they are as good, and half as large in the store
+        centroids = centroids.astype(np.float16).astype(np.float32)
     ranges = sq8_ranges(matrix, field.dtype) if chosen.refine == "sq8" else None
     parts = QuantizerParts(_codebook(rows, centroids, field.metric, chosen, seed, stop or threading.Event()), ranges)
     made = Generation(field.name, number, field.space_id, field.metric, chosen.name, centroids, write_quantizer(parts), len(rows))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,15 @@ def test_a_generation_comes_back(nlist: int, dimension: int, quantizer: bytes) -
         assert getattr(found, name) == getattr(one, name)
 
 
+@pytest.mark.parametrize(("number", "size_bytes"), [(0.25, 2), (-65504.0, 2), (0.1, 4), (65536.0, 4), (3e38, 4), (1e-9, 4)])
+def test_centroids_are_stored_in_float16_where_it_holds_them_exactly(number: float, size_bytes: int) -> None:
+    one = replace(sample(1, 2), centroids=np.array([[1.0, number]], np.float32))
+    data = encode_generation(one)
+    assert len(FooterFile.read(data, "here").sections["centroids"]) == 2 * size_bytes
+    found = decode_generation(data, "here").centroids
+    assert np.array_equal(found, one.centroids) and found.dtype == np.float32
+
+
 def changed(sections: dict[str, bytes], meta: dict[str, object], without: str = "") -> bytes:
     file = FooterFile.read(encode_generation(sample()), "here")
     merged = {name: value for name, value in {**file.meta, **meta}.items() if name != without}
@@ -45,6 +56,7 @@ def test_a_byte_that_changed_in_a_section_is_corrupt_though_no_manifest_names_th
 
 @pytest.mark.parametrize("data", [
     changed({"centroids": b"123"}, {}), changed({"centroids": b"\0" * 8}, {}), changed({}, {"nlist": 4}), changed({}, {"dimension": "2"}),
+    changed({}, {"centroids_dtype": "float64"}), changed({}, {"centroids_dtype": "float32"}),
     changed({}, {}, "codec"), changed({}, {}, "nlist"), changed({}, {}, "quantizer"), changed({}, {}, "sections_sha256"),
     changed({}, {"sections_sha256": {}}), changed({}, {"sections_sha256": 3}), write_footer_file("rows", {}, {}), b"x" * 40,
 ])  # fmt: skip

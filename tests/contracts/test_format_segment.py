@@ -32,6 +32,20 @@ def test_the_id_index_finds_every_id_and_no_other(stored: list[str], asked: list
     assert part.ids.find(id_hashes([*stored, *asked])).tolist() == expected
 
 
+def test_columns_without_a_value_take_no_room_and_come_back_in_their_place() -> None:
+    schema = rows_schema({"kind": "keyword"})
+    values = [{"offset": n, "item": 0, "id": f"id {n}", "event_time": n} for n in range(1000)]
+    rows = pa.RecordBatch.from_pylist(values, schema=schema)
+    data = write_rows_part(rows, {})
+    part = read_rows_part(data, "here")
+    assert part.batch.schema.equals(schema) and part.batch.equals(rows)
+    part.batch.validate(full=True)
+    stored = sum(rows.column(name).nbytes for name in ("offset", "item", "id", "event_time", "attributes"))
+    assert len(data) < stored + 20 * len(rows) + 8192  # hashes and rows of ids, padding, schema and footer
+    some = pa.RecordBatch.from_pylist([*values[:2], {**values[2], "media_sha256": bytes(32), "acl": ["me"], "media_offset": 7}], schema=schema)
+    assert read_rows_part(write_rows_part(some, {}), "here").batch.equals(some)
+
+
 words = st.integers(0, 3) | st.just(2**64 - 1)
 
 

@@ -166,7 +166,7 @@ def test_versions_of_ids_are_judged_as_one_by_one(versions: list[tuple[int, int,
 
 
 def test_tombstones_become_versions_in_the_order_of_their_hashes() -> None:
-    columns = tombstone_columns([Tombstone(f"id-{n}", n, 0, 0, origin_offset=None if n else 7) for n in range(5)], owner=3)
+    columns = tombstone_columns([Tombstone(id_hash(f"id-{n}"), n, 0, 0, origin_offset=None if n else 7) for n in range(5)], owner=3)
     assert (np.diff(columns["high"].astype(object)) > 0).all() and set(columns["kind"]) == {TOMBSTONE}
     hashes = {id_hash(f"id-{n}"): n for n in range(5)}
     own = [hashes[int(high).to_bytes(8) + int(low).to_bytes(8)] for high, low in zip(columns["high"], columns["low"], strict=True)]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
+import pytest
 from ulid import ULID
 
-from tests.indexer.audited import all_roles, audit, head, make_feed, only, opened, settle, told
-from tests.indexer.conftest import make_collection, produce, running
+from backends.folder_store import FolderStore
+from contracts.store import StoredObject
+from indexer.maintain_worker import MaintainWorker
+from indexer.verify.audit import Audit, AuditReport
+from tests.indexer.audited import all_roles, audit, chain, head, make_feed, only, opened, send_bad, settle, told
+from tests.indexer.conftest import delete, make_collection, produce, running
 
 
 def test_a_collection_without_anything_is_whole(tmp_path: Path) -> None:
@@ -59,6 +65,42 @@ def test_an_audit_while_roles_write_tells_no_false_faults(tmp_path: Path) -> Non
         settle(engines, collection)
     assert [told(report) for report in audits] == [[]] * len(audits)
     assert len({report.partitions[0].manifest.version for report in audits if report.partitions[0].manifest}) > 3
+    assert not told(audit(engines, collection, tmp_path / "room"))
+
+
+class Slow(FolderStore):
+    """Takes its time to give an object, so that compaction and collection overtake whoever reads."""
+
+    def get(self, key: str) -> StoredObject | None:
+        time.sleep(0.02)
+        return super().get(key)
+
+
+@pytest.mark.slow
+def test_audits_beside_compaction_and_garbage_collection_tell_no_false_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.maintain_worker.COLLECT_SECONDS", 0.05)
+    monkeypatch.setattr("indexer.maintain_worker.POLL_SECONDS", 0.05)
+    engines = opened(f"memory://{ULID()}", tmp_path / "store", seal_rows=20, gc_seconds=0.1, maintain_seconds=0.05, compact_fan_in=2)
+    collection = make_collection(engines, "busy")
+    audits: list[AuditReport] = []
+
+    def feed(ended: threading.Event) -> None:
+        number = 0
+        while not ended.wait(0.05):
+            for partition in (0, 1):
+                produce(engines, collection, partition, [f"{partition}-{(number + n) % 60}" for n in range(10)])
+                delete(engines, collection, partition, f"{partition}-{number % 60}")
+                send_bad(engines, collection, partition, "bad")
+            number += 7
+
+    with running(*all_roles(engines, collection), MaintainWorker(engines, collection).run), running(feed):
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            store = Slow(tmp_path / "store")
+            audits.append(Audit(store, engines.log, collection, tmp_path / "room", engines.clock.now_seconds()).run())
+    assert [told(report) for report in audits] == [[]] * len(audits)
+    assert max(one.attempts for report in audits for one in report.partitions) > 1, "nothing was ever compacted away under an audit"
+    assert head(engines, collection, 0).epochs.compactor and chain(engines, collection, 0).boundary() > 10
     assert not told(audit(engines, collection, tmp_path / "room"))
 
 

@@ -82,6 +82,12 @@ def test_the_same_seed_trains_the_same_bytes_and_they_read_back(metric: str) -> 
     assert np.array_equal(Quantizer.open(decode_generation(made, "here")).centroids, trained(metric).centroids)
 
 
+def test_the_centroids_of_a_cosine_field_are_those_of_float16() -> None:
+    centroids = trained("cosine").centroids
+    assert np.array_equal(centroids.astype(np.float16), centroids) and np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-3)
+    assert not np.array_equal(trained("dot").centroids.astype(np.float16), trained("dot").centroids)
+
+
 def test_what_cannot_be_trained_is_refused() -> None:
     record = field("vec", 8, "float32", "euclid")
     for rows, nlist, codec in ((LEAST_ROWS - 1, 4, AUTO), (400, 0, AUTO), (400, 361, AUTO), (400, 4, FLAT), (400, 4, "ivf_pq3x8+sq8")):
