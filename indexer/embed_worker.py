@@ -192,8 +192,7 @@ class EmbedWorker:
         """Drop what is in flight of a partition that was paused; it, and what was resumed, begins at its chain's end."""
         now = self.engines.clock.monotonic_seconds()
         paused = [partition for partition in (*self.runs, *self._walks.offsets) if partition in self.paused]
-        if paused:
-            self._forget_attempts(reader, paused)
+        self._forget_attempts(reader, paused)
         for partition in paused:
             self.runs.pop(partition, None)
             self._walks.end(partition)

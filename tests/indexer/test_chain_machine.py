@@ -22,6 +22,7 @@ from contracts.manifest import Checkpoint, Manifest, ReadManifest, object_versio
 from contracts.object_keys import CollectionKeys
 from contracts.store import PutOutcome
 from indexer.commit import Committer
+from tests.examples import examples
 
 KEYS = CollectionKeys("feed", str(ULID())).index("main").partition(0)
 ANSWERS = ("created", "lost", "not stored", "late", "conflict", "met itself")
@@ -223,4 +224,4 @@ class ChainMachine(RuleBasedStateMachine):
 
 
 TestChain = ChainMachine.TestCase
-TestChain.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestChain.settings = settings(max_examples=examples(60), stateful_step_count=30, deadline=None)

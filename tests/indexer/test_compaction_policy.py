@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.compaction_policy import SMALL_BYTES, Compaction, CompactionRules, Piece, choose, first_to_merge
+from tests.examples import examples
 
 MIB = 1024 * 1024
 RULES = CompactionRules(fan_in=4, most_bytes=64 * MIB, dead_share=0.2)
@@ -48,7 +49,7 @@ def applied(found: list[Piece], plan: Compaction, rules: CompactionRules, now_us
     return [*found[: plan.first], new, *found[plan.end :]]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(pieces, rules)
 def test_it_comes_to_an_end_and_never_reads_more_than_the_bound_at_once(found: list[Piece], rules: CompactionRules) -> None:
     for _ in range(200):
@@ -68,7 +69,7 @@ def test_it_comes_to_an_end_and_never_reads_more_than_the_bound_at_once(found: l
     assert not [piece for piece in found if piece.size_bytes > SMALL_BYTES and piece.dead_rows and piece.dead_share >= rules.dead_share]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.lists(st.integers(1, 3 * MIB), min_size=100, max_size=400), st.integers(2, 8))
 def test_a_stream_of_commits_leaves_few_pieces_and_each_byte_is_written_a_few_times(sizes: list[int], fan_in: int) -> None:
     rules = CompactionRules(fan_in, 512 * MIB, 0.2)

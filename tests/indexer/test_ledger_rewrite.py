@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from contracts.errors import CorruptError
 from contracts.ledger import LedgerRun, decode_ledger, encode_ledger, merge_runs, untiled
 from indexer.ledger_rewrite import without_rows
+from tests.examples import examples
 
 records = st.lists(st.lists(st.sampled_from(["row", "row", "row", "delete", "reject", "superseded"]), max_size=4), min_size=1, max_size=25)
 
@@ -27,7 +28,7 @@ def by_item(runs: list[LedgerRun]) -> dict[tuple[int, int], str]:
     return {(o, i): run.verdict for run in runs for o in range(run.start_offset, run.next_offset) for i in range(run.start_item, run.next_item)}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(records, st.data())
 def test_each_dropped_row_has_its_new_verdict_and_nothing_else_changes(records: list[list[str]], data: st.DataObject) -> None:
     runs = runs_of(records)

@@ -25,6 +25,7 @@ from indexer.verify.row_check import StoredRows, match_rows
 from indexer.verify.segment_check import DEAD, ID_COLUMNS, LIVE, TOMBSTONE
 from indexer.verify.spill import Spill
 from indexer.verify.tar_check import check_tar, holes, joined, minus
+from tests.examples import examples
 
 KEY = "c/feed-01JD0PHT0S0000000000000000/i/main/p00000/b0000000001/01JD0SEGMENT00000000000000.ledger"
 VERSION = st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 9), st.sampled_from([LIVE, DEAD, TOMBSTONE]))
@@ -64,7 +65,7 @@ def missing_places(findings: list[Finding]) -> list[tuple[int, int]]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(verdicts(), st.data())
 def test_rows_are_matched_with_runs_as_sets_of_items_are(words: list[list[str]], data: st.DataObject) -> None:
     runs = runs_of(words)
@@ -80,7 +81,7 @@ def test_rows_are_matched_with_runs_as_sets_of_items_are(words: list[list[str]],
     assert sorted(missing_places(by_kind["row_without_verdict"])) == sorted(place for place in counts.elements() if place not in wanted)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(verdicts(), st.data())
 def test_a_ledger_that_tiles_has_no_findings_and_a_run_that_is_dropped_or_doubled_has(words: list[list[str]], data: st.DataObject) -> None:
     runs = runs_of(words)
@@ -137,7 +138,7 @@ def test_each_verdict_is_one_state_and_lost_offsets_count_one_each() -> None:
     assert count_states(runs) == {"superseded": 8, "deleted": 3, "expired": 2, "lost": 2, "gap": 10, "applied": 2, "dead_lettered": 6}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 9), st.sampled_from([LIVE, DEAD, TOMBSTONE])),
@@ -173,7 +174,7 @@ def test_tombstones_become_versions_in_the_order_of_their_hashes() -> None:
     assert columns["own_offset"].tolist() == own and columns["effective_offset"].tolist() == [n or 7 for n in own]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=20), max_size=6), st.tuples(st.integers(0, 2**64), st.integers(0, 2**64)))
 def test_a_spill_gives_back_what_lies_in_a_range_and_forgets_what_is_taken_back(
     tmp_path_factory, runs: list[list[int]], span: tuple[int, int]
@@ -194,7 +195,7 @@ def test_a_spill_gives_back_what_lies_in_a_range_and_forgets_what_is_taken_back(
     spill.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(*[st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda pair: (min(pair), max(pair))), max_size=6)] * 2)
 def test_intervals_are_subtracted_as_sets_are(intervals: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
     def offsets(spans: list[tuple[int, int]]) -> set[int]:

@@ -38,6 +38,15 @@ def seen_alone(copy: Path, folder: Path, collection: CollectionRecord) -> Stored
             return read_partition(engines, collection, 0)
 
 
+def restored_log(folder: Path) -> str:
+    """Address of a copy of the log, made after the store's."""
+    with sqlite3.connect(folder / "log.sqlite") as source, sqlite3.connect(folder / "restored.sqlite") as target:
+        source.backup(target)
+    source.close()
+    target.close()
+    return f"sqlite:///{folder / 'restored.sqlite'}"
+
+
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.minio])])
 def test_backups_under_a_stream_open_and_go_on_where_the_log_is(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -77,12 +86,8 @@ def test_backups_under_a_stream_open_and_go_on_where_the_log_is(
                     stop.set()
                     thread.join()
             committed = read_partition(engines, collection, 0).live_rows
-        if kind == "sqlite":  # the log after the store
-            with sqlite3.connect(tmp_path / "log.sqlite") as source, sqlite3.connect(tmp_path / "restored.sqlite") as target:
-                source.backup(target)
-            source.close()
-            target.close()
-            site.environment["HEADWATER_LOG_URL"] = f"sqlite:///{tmp_path / 'restored.sqlite'}"
+        if kind == "sqlite":
+            site.environment["HEADWATER_LOG_URL"] = restored_log(tmp_path)
             shutil.rmtree(tmp_path / "store")
         old_store = site.environment["HEADWATER_STORE_URL"]
         site.environment["HEADWATER_STORE_URL"] = f"file:///{copy}"
