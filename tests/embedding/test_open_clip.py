@@ -24,6 +24,8 @@ from tests.open_clip_models import ARCHITECTURE, WIDER
 if TYPE_CHECKING:
     import torch
 
+pytestmark = pytest.mark.slow  # importing open_clip alone takes seconds
+
 MEDIA = Path(__file__).resolve().parents[2] / "examples" / "media"
 TEXTS = ["a dog", "two red cars in the rain at night", ""]
 
