@@ -54,7 +54,7 @@ def test_a_new_run_does_not_begin_with_records_that_were_polled_before_it(timed:
         produce(engines, collection, 0, ["third"])  # the reader's position is still behind "second"
         turn()
         turn()
-    newest = [fetched for fetched, _ in worker._queue if fetched.run == worker.runs[0].number]
+    newest = [fetched for fetched, _ in worker.queue._slices if fetched.run == worker.runs[0].number]
     assert [record.offset for fetched in newest for record in fetched.records] == [0, 1, 2]
     worker._pool.close()
 

@@ -61,7 +61,8 @@ def test_rows_that_are_coded_already_are_measured_as_well_as_when_they_were(metr
     assert write_lists(again.lists) == write_lists(first.lists) and again.statistics.keys() == first.statistics.keys()
     for name, value in first.statistics.items():
         if name == "recall":
-            assert all(abs(again.statistics[name][nprobe] - found) < 0.05 for nprobe, found in value.items())
+            step = max(0.05, 1 / first.statistics["recall_queries"])  # a query's own list may be another by its refine code
+            assert all(abs(again.statistics[name][nprobe] - found) <= step for nprobe, found in value.items())
         else:
             assert again.statistics[name] == pytest.approx(value, rel=0.05)
 
