@@ -20,6 +20,8 @@ from ingest.producer import MediaProducer
 from tests import open_clip_models
 from tests.headwater.conftest import Headwater
 
+pytestmark = pytest.mark.slow  # importing open_clip alone takes seconds
+
 CAPTIONS = {"red": "a red square", "green": "grass in the morning", "blue": "the open sea at noon"}
 
 
@@ -41,7 +43,6 @@ def encoder_name(workplace: Path) -> str:
     return f"open_clip:{open_clip_models.ARCHITECTURE}/models/tiny.safetensors#sha256={hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
-@pytest.mark.slow
 def test_pictures_and_texts_of_an_open_clip_collection_are_found(workplace: Path, headwater: Headwater, encoder_name: str) -> None:
     created = headwater("collection", "create", "clips", "--encoder", encoder_name.partition("#")[0], "--partitions", "2")
     assert created.code == 0, created.err

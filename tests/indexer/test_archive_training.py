@@ -84,6 +84,7 @@ def is_whole_picture(record: LogRecord) -> bool:
 
 @pytest.mark.filterwarnings("ignore:DecodingError")  # the recipe's handler warns of the truncated picture
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the library leaves its shards to the garbage collector
+@pytest.mark.slow  # imports torch, and trains
 def test_the_webdataset_library_reads_the_archive_and_a_linear_probe_trains_on_it(
     engines: Engines, collection: CollectionRecord, tmp_path: Path
 ) -> None:
