@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint stack stack-stop bench bench-full docs lock
+.PHONY: demo test test-fast simulate lint stack stack-stop bench bench-full docs lock
 
 demo:            ## set up, index the sample pictures, serve the search page; ARGS=--check exits 0 or 1
 	@$(PYTHON) -m deploy.setup run
@@ -12,9 +12,13 @@ test:            ## everything, on real Kafka and MinIO
 	@$(PYTHON) -m deploy.setup dev
 	@$(PYTHON) -m deploy.run_tests $(ARGS)
 
-test-fast:       ## no servers, no model, no browser
+test-fast:       ## no servers, no model, no browser; three workers on two cores, since a third of their time is waiting
 	@$(PYTHON) -m deploy.setup dev
-	@$(BIN)/python -m pytest -q -n 2 -m "not kafka and not minio and not model and not browser and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not kafka and not minio and not model and not browser and not slow" $(ARGS)
+
+simulate:        ## the whole protocol by seeds, and each planted bug; ARGS="--seeds 10000"
+	@$(PYTHON) -m deploy.setup dev
+	@$(BIN)/python -m tests.simulation $(ARGS)
 
 lint:
 	@$(PYTHON) -m deploy.setup dev

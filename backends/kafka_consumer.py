@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, TopicPartition
-from kafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from kafka.errors import FencedInstanceIdError, IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
 from backends import log_rules as rules
@@ -196,11 +196,6 @@ class KafkaReader:
             self._client.close(timeout_ms=_CLOSE_MS)
 
 
-def _note_commit(offsets: Any, outcome: Any) -> None:
-    if isinstance(outcome, Exception):
-        logger.warning("advisory commit was not stored: %s", type(outcome).__name__)
-
-
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
     """Notes what the group did, on the I/O thread."""
 
@@ -233,6 +228,7 @@ class KafkaGroupReader(KafkaReader):
         self._group = group
         self._owned: set[int] = set()
         self._changes = rules.AssignmentChanges()
+        self._is_fenced = False
         super().__init__(settings, topic, {}, bounds, watchdog_seconds=watchdog_seconds, on_close=on_close)
 
     def _connect(self) -> Any:
@@ -270,7 +266,16 @@ class KafkaGroupReader(KafkaReader):
             self._owned -= set(partitions)
             self._changes.revoke(partitions)
 
+    def _note_commit(self, offsets: Any, outcome: Any) -> None:
+        """How an advisory commit ended; called on the I/O thread."""
+        if isinstance(outcome, FencedInstanceIdError):
+            self._is_fenced = True
+        elif isinstance(outcome, Exception):
+            logger.warning("advisory commit was not stored: %s", type(outcome).__name__)
+
     def _fetch(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Any]]:
+        if self._is_fenced:  # kafka-python would go on reading, for nobody
+            raise FencedInstanceIdError(self._settings.kafka_instance_id)
         try:
             return super()._fetch(timeout_ms, max_records)
         except NoOffsetForPartitionError:  # between the assignment and its listener; the next poll finds it paused
@@ -299,7 +304,7 @@ class KafkaGroupReader(KafkaReader):
             return
         try:
             with mapped(f"committing to group {self._group}"):
-                self._client.commit_async(offsets, callback=_note_commit)
+                self._client.commit_async(offsets, callback=self._note_commit)
         except UnavailableError as error:
             logger.warning("advisory commit was not stored: %s", error)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import RecordTooLargeError
 
-from contracts.errors import CorruptError, DataLossError, HeadwaterError, SettingsError, UnavailableError
+from contracts.errors import CorruptError, DataLossError, FencedError, HeadwaterError, SettingsError, UnavailableError
 
 _DOCTOR = "run headwater doctor"
 
@@ -73,11 +73,14 @@ DATA_LOSS = frozenset({"OffsetOutOfRangeError", "LogTruncationError", "NoOffsetF
 CORRUPT = frozenset({"CorruptRecordError"})
 """A record's checksum does not fit, after the client's own retries."""
 
+FENCED = frozenset({"FencedInstanceIdError"})
+"""Another process has this one's name in the group: it was started again, or two were given one name."""
+
 WAIT = frozenset(
     """
     KafkaError KafkaProtocolError InvalidReceiveError CommitFailedError UnknownBrokerIdError QuotaViolationError BrokerResponseError
     UnknownError NoError BrokerNotAvailableError StaleControllerEpochError IllegalGenerationError UnknownMemberIdError
-    RebalanceInProgressError MemberIdRequiredError FencedInstanceIdError FencedMemberEpochError StaleMemberEpochError
+    RebalanceInProgressError MemberIdRequiredError FencedMemberEpochError StaleMemberEpochError
     UnreleasedInstanceIdError OutOfOrderSequenceNumberError DuplicateSequenceNumberError UnknownProducerIdError
     InvalidProducerEpochError InvalidProducerIdMappingError ProducerFencedError InvalidTxnStateError TransactionAbortedError
     TransactionAbortableError TransactionCoordinatorFencedError TransactionalIdNotFoundError OperationNotAttemptedError
@@ -100,6 +103,8 @@ def decision(kind: type[kafka_errors.KafkaError]) -> type[HeadwaterError] | None
         return DataLossError
     if name in CORRUPT:
         return CorruptError
+    if name in FENCED:
+        return FencedError
     if name in WAIT or issubclass(kind, kafka_errors.RetriableError):
         return UnavailableError
     return None
@@ -132,7 +137,12 @@ def kafka_error(error: BaseException, what: str) -> HeadwaterError:
             f"{what}: {_words(error)}",
             hint="records were deleted before they were read, or the topic was made again; see docs/errors/data_loss.md",
         )
-    hints = {SettingsError: SETTINGS.get(name, _DOCTOR), CorruptError: "check the broker's disks", UnavailableError: f"try again; {_DOCTOR}"}
+    hints = {
+        SettingsError: SETTINGS.get(name, _DOCTOR),
+        CorruptError: "check the broker's disks",
+        FencedError: "another process runs under this HEADWATER_KAFKA_INSTANCE_ID; each process of a role needs its own",
+        UnavailableError: f"try again; {_DOCTOR}",
+    }
     return kind(f"{what}: {_words(error)}", hint=hints[kind])
 
 

@@ -23,7 +23,7 @@ from backends.kafka_errors import kafka_error, mapped
 from backends.kafka_producer import KafkaProducer
 from backends.kafka_settings import CONNECT_SECONDS, connection_options, consumer_options, open_client, topic_message_bytes
 from contracts.errors import HeadwaterError, UnavailableError
-from contracts.log import LogRecord, OffsetBounds, TopicInfo, TopicSpec
+from contracts.log import SAFE_IN_SYNC, SAFE_REPLICATION, LogRecord, OffsetBounds, TopicInfo, TopicSpec
 from contracts.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,12 @@ class KafkaLog:
     def create_topic(self, spec: TopicSpec) -> TopicInfo:
         """See `contracts.log.Log.create_topic`."""
         rules.check_spec(spec)
-        configs = rules.topic_config(spec) | {"max.message.bytes": str(topic_message_bytes(spec.max_record_bytes))}
+        configs = rules.topic_config(spec) | {
+            "max.message.bytes": str(topic_message_bytes(spec.max_record_bytes)),
+            "unclean.leader.election.enable": "false",
+        }
+        if self._replication(spec) >= SAFE_REPLICATION:  # the cluster's default, where it is left to it, is the cluster's business: `doctor` looks
+            configs["min.insync.replicas"] = str(SAFE_IN_SYNC)
         wanted = {"num_partitions": spec.partitions, "replication_factor": self._replication(spec), "configs": configs}
         existing = self.describe_topic(spec.name)
         if existing is None:
@@ -117,7 +122,9 @@ class KafkaLog:
         values = {key: str(entry["value"]) for key, entry in configs.get("topic", {}).get(name, {}).items() if not entry["is_sensitive"]}
         # A user without the right to read configurations gets none: then our own limit holds.
         values.setdefault("max.message.bytes", str(topic_message_bytes(self._settings.max_record_bytes)))
-        return TopicInfo(name, str(topic["topic_id"]), len(topic["partitions"]), values)
+        replication = min((len(partition["replica_nodes"]) for partition in topic["partitions"]), default=1)
+        in_sync = min((len(partition["isr_nodes"]) for partition in topic["partitions"]), default=1)
+        return TopicInfo(name, str(topic["topic_id"]), len(topic["partitions"]), values, replication, in_sync)
 
     def list_topics(self) -> Sequence[str]:
         """See `contracts.log.Log.list_topics`."""

@@ -133,13 +133,14 @@ def consumer_options(settings: Settings) -> dict[str, Any]:
 
 
 def group_options(settings: Settings, group: str) -> dict[str, Any]:
-    """Options of a consumer in a group, with the cooperative protocol (KIP-429)."""
+    """Options of a consumer in a group, with the cooperative protocol (KIP-429); a static member (KIP-345) where the process has a name."""
     return consumer_options(settings) | {
         "group_id": group,
         "partition_assignment_strategy": [CooperativeStickyAssignor()],
         "session_timeout_ms": 15_000,
         "heartbeat_interval_ms": 1_000,
         "max_poll_interval_ms": 300_000,
+        **({"group_instance_id": settings.kafka_instance_id} if settings.kafka_instance_id else {}),
     }
 
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from typing import TYPE_CHECKING
 
 from bench.frame import Goal, Measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MET, MISSED, PLAIN, GOAL = "#1b7f4b", "#c0392b", "#34495e", "#d08700"
 _ROW_INCHES, _FRAME_INCHES = 0.34, 1.3
@@ -39,6 +35,11 @@ def draw(
     path : Path
         PNG to write.
     """
+    import matplotlib  # a second's work, which no other use of this package needs
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
     panels = [
         (name, unit, {mode: measure for mode, measure in modes.items() if measure.unit == unit})
         for name, modes in workloads.items()
@@ -57,6 +58,8 @@ def draw(
 
 
 def _panel(axis: Axes, title: str, unit: str, modes: Mapping[str, Measure], goals: Mapping[str, Goal]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     for row, (mode, measure) in enumerate(modes.items()):
         goal = goals.get(mode)
         colour = PLAIN if goal is None else MET if goal.is_met(measure) else MISSED

@@ -26,9 +26,12 @@ from contracts.collection import CollectionRecord
 from contracts.errors import CorruptError, RecordError
 from contracts.item import ID_HASH_BYTES, id_hash
 from contracts.log import LogRecord
+from contracts.media_origin import rejected_unread
 from contracts.media_record import MediaItem, RecordLimits, read_media_record
 from contracts.object_keys import CollectionKeys
 
+UNREAD = "unread"
+"""What stands as the reason in the sample of a record whose value nobody may read."""
 INDEX_MEMBER = "__index__"
 _BLOCK = 512
 _AFTER_CHECKSUM = (b"0" + bytes(100) + b"ustar\00000").ljust(_BLOCK - 156, b"\0")
@@ -185,6 +188,16 @@ class TarWriter:
                 self._fill(items[0])
         members = to_members(record, items, self.collection, keep_media=self.collection.archive == "on")
         data, ids = _tar_members(record, members), ids_of(record, items, self.collection)
+        return IndexRow(record.offset, 0, len(data), hashlib.sha256(data).digest(), tuple(ids), tuple(claims)), data
+
+    def encode_unread(self, record: LogRecord) -> tuple[IndexRow, bytes]:
+        """The same for a record that ended processes which read it: its bytes as they came, with the ids that stand outside its value."""
+        item = rejected_unread(record, self.collection, UNREAD, "it is kept unread")
+        members = to_members(record, [item], self.collection, keep_media=self.collection.archive == "on")
+        raws = (record.key, record.header("ce_id"), _id_header(record, self.collection))
+        named = [item.id, *(raw.decode("utf-8", "replace") for raw in raws if raw)]
+        ids = [id_hash(item_id) for item_id in dict.fromkeys(named) if item_id and _is_utf8(item_id)]
+        data, claims = _tar_members(record, members), claims_of(record, [item], self.collection)
         return IndexRow(record.offset, 0, len(data), hashlib.sha256(data).digest(), tuple(ids), tuple(claims)), data
 
     def add(self, record: LogRecord) -> None:

@@ -118,6 +118,7 @@ class CollectionRecord(StoredModel):
     on_partial: Literal["keep", "reject"] = "keep"
     archive: Literal["on", "off"] = "on"
     notifications: bool = False
+    paused_partitions: tuple[Annotated[int, Field(ge=0, lt=MAX_PARTITIONS)], ...] = ()
     active_index: Name
     indexes: tuple[IndexRecord, ...] = Field(min_length=1)
 
@@ -130,6 +131,10 @@ class CollectionRecord(StoredModel):
                 raise ValueError(f"{EXTRA!r} is reserved")
         if all(index.name != self.active_index for index in self.indexes):
             raise ValueError(f"active index {self.active_index!r} is not among the indexes")
+        if len({index.name for index in self.indexes}) < len(self.indexes):
+            raise ValueError("two indexes have one name")
+        if any(partition >= self.partitions for partition in self.paused_partitions):
+            raise ValueError(f"a paused partition is not below {self.partitions}")
         return self
 
     def index(self, name: str | None = None) -> IndexRecord:
@@ -137,12 +142,19 @@ class CollectionRecord(StoredModel):
         wanted = name or self.active_index
         return next(index for index in self.indexes if index.name == wanted)
 
+    def seen_by(self, index: str) -> CollectionRecord:
+        """The record as who works on, or serves, one index sees it: that index is the active one, there are no others and no pauses.
+
+        Two versions of a record of which this says the same ask nothing new of them.
+        """
+        return self.model_copy(update={"version": 1, "paused_partitions": (), "active_index": index, "indexes": (self.index(index),)})
+
     @property
     def dead_letter_topic(self) -> str:
         """Topic of rejected records."""
         return dead_letter_topic(self.name)
 
-    def group(self, index: str, role: Literal["embed", "index"]) -> str:
+    def group(self, index: str, role: Literal["embed", "index", "maintain"]) -> str:
         """Consumer group of a role on one index."""
         return f"headwater.{self.name}.{index}.{role}"
 

@@ -1,7 +1,8 @@
 """The delete delta: what one commit takes away (docs/formats/deletes.md).
 
-Bitmaps (Roaring, portable serialisation) name rows of earlier segments that are no longer live; tombstones name ids that were deleted, so that a
-replayed old record stays dead. A segment's deleted rows are the union of its bitmaps over the manifest's deltas.
+Bitmaps (Roaring, portable serialisation) name rows of earlier segments that are no longer live; tombstones name ids that were deleted, by
+their hashes (a purged id is to be nowhere), so that a replayed old record stays dead. A segment's deleted rows are the union of its bitmaps over the
+manifest's deltas; a bitmap of a segment that was compacted away says nothing.
 
 Takes: rows and tombstones. Gives: one object. Owns: both encodings. Never: rewrites an earlier delta.
 """
@@ -18,12 +19,12 @@ from pyroaring import BitMap
 from contracts import FORMAT_VERSION
 from contracts.errors import CorruptError
 from contracts.footer_file import FooterFile, write_footer_file
-from contracts.item import VersionOrder, version_order
+from contracts.item import ID_HASH_BYTES, VersionOrder, version_order
 
 _BITMAP = "bitmap/"
 _SCHEMA = pa.schema(
     [
-        pa.field("id", pa.utf8(), nullable=False),
+        pa.field("id_hash", pa.binary(ID_HASH_BYTES), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("item", pa.int32(), nullable=False),
         pa.field("origin_offset", pa.int64()),
@@ -35,9 +36,9 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """An id that a delete removed, with the delete's version; kept 31 days (DESIGN section 3)."""
+    """An id, by its hash, that a delete removed, with the delete's version; kept 31 days (DESIGN section 3)."""
 
-    id: str
+    id_hash: bytes
     offset: int
     item: int
     committed_at_us: int
@@ -61,7 +62,7 @@ class DeleteDelta:
 def encode_delete_delta(delta: DeleteDelta) -> bytes:
     """Bytes of a delete delta; empty bitmaps are left out."""
     columns = {
-        "id": [t.id for t in delta.tombstones],
+        "id_hash": [t.id_hash for t in delta.tombstones],
         "offset": [t.offset for t in delta.tombstones],
         "item": [t.item for t in delta.tombstones],
         "origin_offset": [t.origin_offset for t in delta.tombstones],
@@ -93,7 +94,7 @@ def decode_delete_delta(data: bytes | memoryview, where: str) -> DeleteDelta:
     if not table.schema.equals(_SCHEMA):
         raise CorruptError(f"{where}: the tombstones have other columns than format {FORMAT_VERSION}", code="unknown_format")
     stamps = table.column("committed_at").cast(pa.int64()).to_pylist()
-    names = ("id", "offset", "item", "origin_offset", "origin_item")
+    names = ("id_hash", "offset", "item", "origin_offset", "origin_item")
     rows = zip(*(table.column(name).to_pylist() for name in names), stamps, strict=True)
     tombstones = [Tombstone(i, offset, item, stamp, origin, origin_item) for i, offset, item, origin, origin_item, stamp in rows]
     return DeleteDelta(bitmaps, tombstones)

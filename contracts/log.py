@@ -14,6 +14,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+SAFE_REPLICATION = 3
+SAFE_IN_SYNC = 2
+"""Of so many replicas so many must have a record before it is acknowledged: it outlives the loss of a broker, and so does writing."""
+
 Headers = tuple[tuple[str, bytes], ...]
 """Headers that are sent; a name may come twice."""
 
@@ -87,12 +91,17 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class TopicInfo:
-    """A topic that exists. `topic_id` differs when a topic was deleted and made again (KIP-516)."""
+    """A topic that exists. `topic_id` differs when a topic was deleted and made again (KIP-516).
+
+    `replication` and `in_sync` are the fewest replicas, and replicas in sync, that any of its partitions has.
+    """
 
     name: str
     topic_id: str
     partitions: int
     config: Mapping[str, str] = field(default_factory=dict)
+    replication: int = 1
+    in_sync: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Metrics:
         self.staleness = self._gauge("staleness_seconds", "how far answers are behind the media log's head", "collection")
         self.lag_records = self._gauge("lag_records", "records that this stage has yet to do", "collection", "stage", "partition")
         self.lag_seconds = self._gauge("lag_seconds", "age of the oldest record that this stage has not done", "collection", "stage")
+        self.paused = self._gauge("paused_partitions", "partitions of this worker that an operator paused", "collection", "stage")
         self.stage = self._histogram("stage_seconds", "time spent in one step of a stage", "stage")
         self.embed_batch_items = self._histogram("embed_batch_items", "items in one call of the encoder", "collection", buckets=ITEM_BUCKETS)
         self.segments = self._gauge("segments", "segments by state", "collection", "state")
@@ -38,6 +39,11 @@ class Metrics:
         self.archive_bytes = self._gauge("archive_bytes", "bytes of the committed tars of this archiver's partitions", "collection")
         self.commit = self._histogram("commit_seconds", "from sealing to the committed manifest", "collection")
         self.commit_conflicts = self._counter("commit_conflicts", "commits that met another writer's manifest", "collection")
+        self.compactions = self._counter("compactions", "commits of the compactor, by why they were due", "collection", "reason")
+        self.collected = self._counter("collected_objects", "objects that garbage collection deleted", "collection", "kind")
+        self.unreferenced = self._gauge(
+            "unreferenced_objects", "objects that no kept manifest names and that are not collected yet", "collection", "partition"
+        )
         self.hot_load = self._histogram("hot_load_seconds", "from a manifest's commit to being served", "collection")
         self.query = self._histogram("query_seconds", "time of one query by step", "collection", "stage")
         self.queries = self._counter("query", "queries by how they ended", "collection", "outcome")
@@ -62,6 +68,10 @@ class Metrics:
         for partition, count in records.items():
             self.lag_records.labels(collection, stage, str(partition)).set(count)
         self.lag_seconds.labels(collection, stage).set(seconds)
+
+    def forget_lag(self, collection: str, stage: str, partition: int) -> None:
+        """Tell no more of a partition that another worker has."""
+        self.lag_records.remove(collection, stage, str(partition))
 
     def set_coding(self, collection: str, field: str, generation: int, statistics: Mapping[str, Any]) -> None:
         """Tell how well the newest coded segment of a field fits its generation (`statistics` of its part; empty without vectors)."""

@@ -31,6 +31,7 @@ PATTERNS: dict[str, str] = {
     "part": _PARTITION + r"/(?P<role>[bm])(?P<epoch>[0-9]{10})/(?P<ulid>" + ULID + r")\.(?P<part>[A-Za-z0-9_.-]+)",
     "boundary": _PARTITION + r"/gc/boundary",
     "pin": _PARTITION + r"/pins/(?P<ulid>" + ULID + r")\.json",
+    "purge": _PARTITION + r"/purge/(?P<ulid>" + ULID + r")\.json",
 }
 """One pattern per kind of object; `parse_key` reads by them and the tests format and parse by them."""
 
@@ -106,7 +107,7 @@ def name_key(name: str, version: int) -> str:
     return _made("name", f"{name_prefix(name)}{version:020d}.json")
 
 
-NAMES_PREFIX = "n/"
+NAMES_PREFIX, COLLECTIONS_PREFIX = "n/", "c/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,7 @@ class IndexKeys:
 
 @dataclass(frozen=True, slots=True)
 class PartitionKeys:
-    """Keys of one partition of one index: manifests, segment parts, GC boundary, pins."""
+    """Keys of one partition of one index: manifests, segment parts, GC boundary, pins, purge requests."""
 
     index: IndexKeys
     partition: int
@@ -235,6 +236,20 @@ class PartitionKeys:
         """Key of the highest manifest version that may be deleted."""
         return _made("boundary", f"{self.prefix}gc/boundary")
 
+    @property
+    def pins_prefix(self) -> str:
+        """Prefix of readers' pins."""
+        return f"{self.prefix}pins/"
+
     def pin(self, ulid: str) -> str:
         """Key of a reader's pin."""
-        return _made("pin", f"{self.prefix}pins/{ulid}.json")
+        return _made("pin", f"{self.pins_prefix}{ulid}.json")
+
+    @property
+    def purges_prefix(self) -> str:
+        """Prefix of what purges ask of the compactor."""
+        return f"{self.prefix}purge/"
+
+    def purge(self, ulid: str) -> str:
+        """Key of one request of a purge."""
+        return _made("purge", f"{self.purges_prefix}{ulid}.json")

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     kafka_cert_file: Path | None = Field(None, description="PEM file of the client certificate, for mutual TLS")
     kafka_key_file: Path | None = Field(None, description="PEM file of the client certificate's key")
     kafka_replication: int = Field(-1, ge=-1, description="replication factor of the topics we create; -1 is the cluster's default")
+    kafka_instance_id: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]{0,199})?$",
+        description="name of this process among those of its role, such as a pod's: after a restart within 15 s it has its partitions at once; "
+        "without one they wait for the dead process to time out",
+    )
     allow_plaintext: bool = Field(False, description="allow unencrypted connections to addresses that are not loopback")
 
     # ---- topics -----------------------------------------------------------------------------------------------
@@ -110,6 +116,21 @@ class Settings(BaseSettings):
         0, ge=0, description="threads of training and of re-encoding, both in the background; 0 is half of the cores, at least one"
     )
 
+    # ---- maintain ---------------------------------------------------------------------------------------------
+    maintain_seconds: float = Field(10.0, gt=0, description="how often each partition is looked at for what can be compacted or collected")
+    compact_fan_in: int = Field(8, ge=2, le=64, description="neighbouring segments of about one size that are compacted into one")
+    compact_bytes: int = Field(
+        512 * MEBIBYTE,
+        ge=MEBIBYTE,
+        description="most bytes of segments that one compaction reads; it holds up to three times as much; a larger segment is rewritten alone",
+    )
+    compact_dead_share: float = Field(0.2, gt=0, le=1, description="share of deleted or superseded rows at which a segment is rewritten")
+    gc_seconds: float = Field(
+        3600.0,
+        ge=0,
+        description="how long a replaced manifest, and objects that only it names, are kept; longer than the longest start of a query node",
+    )
+
     # ---- archiver ---------------------------------------------------------------------------------------------
     archive_bytes: int = Field(64 * MEBIBYTE, ge=1, description="a tar of the archive is closed before it grows beyond this many bytes")
     archive_seconds: float = Field(3600.0, gt=0, description="a tar is closed at this age; until then its records are in the media topic only")
@@ -121,13 +142,20 @@ class Settings(BaseSettings):
     query_poll_seconds: float = Field(30.0, gt=0, description="how often manifests are polled where no commit notice came")
     query_threads: int = Field(4, ge=1, description="threads that search")
     load_threads: int = Field(8, ge=1, le=256, description="threads that download and open segments")
-    cache_bytes: int = Field(0, ge=0, description="most bytes of downloaded segments under cache_dir, exceeded only by what is in use; 0 keeps all")
+    cache_bytes: int = Field(0, ge=0, description="most bytes of downloaded segments under cache_dir, exceeded only by what is in use; 0 is no limit")
+    cache_seconds: float = Field(
+        86400.0, gt=0, description="how long a downloaded segment is kept after its last use where this node no longer serves it"
+    )
     memory_bytes: int = Field(
         0, ge=0, description="most memory that indexes may take on this node; what does not fit is not served, and answers say so; 0 is no limit"
     )
     target_recall: float = Field(0.95, gt=0, le=1, description="share of the true neighbours that a query is to find where it does not say more")
     max_limit: int = Field(1000, ge=1, description="most hits that one query may ask for")
     max_body_bytes: int = Field(32 * MEBIBYTE, gt=0, description="largest request body")
+
+    query_deletes: bool = Field(
+        False, description="whether callers of the query service may delete points; there are no users, so it is all of them or none"
+    )
 
     # ---- operation --------------------------------------------------------------------------------------------
     metrics_host: str = Field("127.0.0.1", description="address that a worker's metrics listen on")

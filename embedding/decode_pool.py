@@ -39,6 +39,8 @@ START_SECONDS = 60.0
 """How long a child may take to start; 0.15 s on an idle machine."""
 START_TRIES = 3
 RETRY_SECONDS = 1.0
+END_SECONDS = 1.0
+"""How long a child that closed its connection is waited for, to learn how it ended."""
 MOST_THUMBNAIL_BYTES = 4096 * 4096 * 3
 
 
@@ -304,7 +306,7 @@ class _Child:
     def _died(self) -> _ChildFailedError:
         """Say how the process ended, in its own last words where it had any."""
         try:
-            code = self._process.wait(1.0)
+            code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return _ChildFailedError("decode_crashed", "its decoding process closed the connection")
         if code == -signal.SIGXCPU:

@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 
 from contracts.errors import HeadwaterError
-from headwater import cli_collection, cli_dead_letter, cli_doctor, cli_ingest, cli_media, cli_purge, cli_roles, cli_train
+from headwater import (
+    cli_backup,
+    cli_collection,
+    cli_dead_letter,
+    cli_doctor,
+    cli_ingest,
+    cli_media,
+    cli_operate,
+    cli_purge,
+    cli_roles,
+    cli_train,
+    cli_verify,
+)
 from headwater.console import print_error
 
 app = typer.Typer(
@@ -26,7 +38,10 @@ app = typer.Typer(
 cli_roles.register(app)
 cli_ingest.register(app)
 cli_media.register(app)
+cli_operate.register(app)
+cli_backup.register(app)
 cli_purge.register(app)
+cli_verify.register(app)
 cli_doctor.register(app)
 app.add_typer(cli_roles.run_app, name="run")
 app.add_typer(cli_collection.collection_app, name="collection")

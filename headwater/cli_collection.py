@@ -1,4 +1,4 @@
-"""`headwater collection ...`: create, list, describe, delete.
+"""`headwater collection ...`: create, list, describe, switch, drop-index, delete.
 
 Takes: an operator's words. Gives: collections, and what is known of them. Owns: how options are spelled. Never: waits for a role.
 """
@@ -15,20 +15,24 @@ from rich.table import Table
 
 from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
 from backends.catalog.collections import CollectionCatalog
+from backends.catalog.indexes import drop_index, named_index, switch_index
 from backends.catalog.manifests import ManifestChain
 from contracts.attributes import TYPE_PATTERN
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.engines import Engines
-from contracts.errors import SettingsError
+from contracts.errors import HeadwaterError, SettingsError
 from contracts.object_keys import CollectionKeys
 from contracts.settings import Settings, load_settings
 from headwater.archive_report import archive_rows, archive_table
 from headwater.console import output, print_json
 from headwater.wiring import encoder_fields, open_engines, vector_field
 from indexer.item_verdicts import committed_rejects
+from indexer.partition_source import PartitionSource, chain_end
+from indexer.reset import catch_up
 
 collection_app = typer.Typer(help="Create, list, describe and delete collections.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_COLUMNS = ("embedded_offset", "committed_offset", "behind", "segments", "rows", "manifest")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -136,12 +140,14 @@ def describe(name: Annotated[str, typer.Argument(help="Which collection.")], as_
         rows = partition_rows(engines, record)
         rejected = rejected_items(engines, record)
         archive = archive_rows(engines, record)
+        others = {index.name: catch_up(engines, record, index.name) for index in record.indexes if index.name != record.active_index}
     if as_json:
         told = {
             "collection": record.model_dump(mode="json"),
             "partitions": rows,
             "rejected_items": dict(sorted(rejected.items())),
             "archive": archive,
+            "other_indexes": {other: {"done": found.done, "total": found.total} for other, found in others.items()},
         }
         print_json(told)
         return
@@ -158,13 +164,15 @@ def describe(name: Annotated[str, typer.Argument(help="Which collection.")], as_
     for field in index.fields:
         fields.add_row(field.name, field.source, field.encoder or "-", str(field.dimension), field.metric, field.space_id)
     console.print(fields)
-    table = Table("partition", "media log", "committed to", "behind", "segments", "stored rows", "manifest")
+    table = Table("partition", "media log", "embedded to", "committed to", "behind", "segments", "stored rows", "manifest")
     for row in rows:
         log = f"{row['start_offset']}..{row['next_offset']}"
-        table.add_row(
-            *(str(value) for value in (row["partition"], log, row["committed_offset"], row["behind"], row["segments"], row["rows"], row["manifest"]))
-        )
+        table.add_row(str(row["partition"]), log, *(str(row[name]) for name in _COLUMNS))
     console.print(table)
+    for other, found in others.items():
+        console.print(f"index {other}, which does not answer: {found.done} of {found.total} offsets embedded", soft_wrap=True)
+    if record.paused_partitions:
+        console.print(f"paused partitions: {', '.join(map(str, record.paused_partitions))}; `headwater resume {name}` goes on", soft_wrap=True)
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
     console.print(f"rejected items so far: {reasons or 'none'}", soft_wrap=True)
     if rejected:
@@ -183,20 +191,23 @@ def rejected_items(engines: Engines, record: CollectionRecord) -> Counter[str]:
 
 
 def partition_rows(engines: Engines, record: CollectionRecord) -> list[dict[str, Any]]:
-    """Where each partition of the active index stands: offsets of the media log, the committed checkpoint, segments and rows."""
+    """Where each partition of the active index stands: offsets of the media log, the chain's end, the committed checkpoint, segments and rows."""
     bounds = engines.log.bounds(record.source_topic)
     index = CollectionKeys(record.name, record.incarnation).index(record.active_index)
     rows = []
     for partition in range(record.partitions):
         read = ManifestChain(engines.store, index.partition(partition)).head()
         held = bounds[partition]
+        source = PartitionSource(engines, record, record.index(), partition)
         committed = held.start_offset if read is None else read.manifest.checkpoint.media_offset
         rows.append(
             {
                 "partition": partition,
                 "start_offset": held.start_offset,
                 "next_offset": held.next_offset,
+                "embedded_offset": None if read is None else _embedded_offset(source),
                 "committed_offset": committed,
+                "paused": partition in record.paused_partitions,
                 "behind": max(0, held.next_offset - committed),
                 "segments": 0 if read is None else len(read.manifest.segments),
                 "rows": 0 if read is None else read.manifest.rows,
@@ -205,6 +216,49 @@ def partition_rows(engines: Engines, record: CollectionRecord) -> list[dict[str,
             }
         )
     return rows
+
+
+def _embedded_offset(source: PartitionSource) -> int | None:
+    """First media offset that is not embedded; None where the chain cannot be read now (`doctor` says why)."""
+    try:
+        return chain_end(source).chain.expected
+    except HeadwaterError:
+        return None
+
+
+@collection_app.command("switch")
+def switch(
+    name: Annotated[str, typer.Argument(help="Which collection.")],
+    index: Annotated[str, typer.Argument(help="The index that is to answer.")],
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also where it has not caught up: answers are then older than before.")] = False,
+) -> None:
+    """Have another index of the collection answer, such as one that `reset` began; going back is the same."""
+    with open_engines(load_settings()) as engines:
+        record = CollectionCatalog(engines.store).get(name)
+        named_index(record, index)
+        found = catch_up(engines, record, index)
+        if not found.is_complete and not anyway:
+            raise SettingsError(f"index {index} has embedded {found.done} of {found.total} offsets", hint="wait, or add --anyway")
+        record = switch_index(engines, record, index)
+    output().print(f"{record.name}: index {record.active_index} answers, on every query node once it is loaded there", soft_wrap=True)
+
+
+@collection_app.command("drop-index")
+def drop(
+    name: Annotated[str, typer.Argument(help="Which collection.")],
+    index: Annotated[str, typer.Argument(help="An index that does not answer.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """End an index that does not answer: no worker embeds for it any more, and its topic is deleted."""
+    with open_engines(load_settings()) as engines:
+        record = CollectionCatalog(engines.store).get(name)
+        named_index(record, index)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise SettingsError(f"dropping index {index!r} of {name!r} needs a yes", hint="add --yes")
+            typer.confirm(f"Drop index {index!r} of {name!r} and its topic?", abort=True)
+        record = drop_index(engines, record, index)
+    output().print(f"{record.name}: index {index} is dropped")
 
 
 @collection_app.command("delete")

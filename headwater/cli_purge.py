@@ -109,8 +109,8 @@ def _what_stays(log: Log, record: CollectionRecord, report: PurgeReport | None) 
         f"topic {record.source_topic} keeps the records until its retention ends ({_retention(log, record.source_topic)}); a picture can be asked "
         f"for until the delete is applied{where}",
         f"topic {record.dead_letter_topic} keeps copies of rejected records until its retention ends ({_retention(log, record.dead_letter_topic)})",
-        "vectors topics and committed segments keep vectors, captions and attributes of the items, hidden by the deletes, until they are compacted",
-        "the deletes themselves, with the ids as their keys, are archived",
+        "segments and vectors topics keep vectors, captions and attributes of the items, hidden by the deletes, until `headwater run maintain` has "
+        "compacted them and its gc_seconds have passed",
         *(buckets if record.notifications else []),
     ]
 

@@ -42,7 +42,7 @@ def demo(
 def up() -> None:
     """Run all roles in this one process."""
     settings = load_settings()
-    _run(settings, ("embed", "index", "archive", "query"), None)
+    _run(settings, ("embed", "index", "archive", "maintain", "query"), None)
 
 
 @run_app.command("embed")
@@ -61,6 +61,12 @@ def run_index(collection: Collections = None) -> None:
 def run_archive(collection: Collections = None) -> None:
     """Archive: media topic -> WebDataset tars in the store."""
     _run(load_settings(), ("archive",), collection)
+
+
+@run_app.command("maintain")
+def run_maintain(collection: Collections = None) -> None:
+    """Maintain: compact segments, delete objects and log records that nothing needs any more."""
+    _run(load_settings(), ("maintain",), collection)
 
 
 @run_app.command("query")

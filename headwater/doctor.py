@@ -27,6 +27,7 @@ from contracts.settings import Settings
 from contracts.store import ObjectStore
 from headwater.doctor_archive import archive_findings
 from headwater.doctor_encoders import encoder_findings
+from headwater.doctor_replicas import replica_findings
 
 Level = Literal["ok", "warn", "fail"]
 _Opened = TypeVar("_Opened")
@@ -234,6 +235,9 @@ def _collection_topics(log: Log, record: CollectionRecord, settings: Settings) -
                 f"kafka-configs --alter --topic {index.vectors_topic} --add-config retention.ms=-1",
             )
     dead_letters = log.describe_topic(record.dead_letter_topic)
+    known = [source, dead_letters, *(log.describe_topic(index.vectors_topic) for index in record.indexes)]
+    for topic in known:
+        yield from (Finding(level, "topics", message, advice) for level, message, advice in (replica_findings(topic) if topic else ()))
     if dead_letters is None:
         yield Finding("fail", "topics", f"{record.dead_letter_topic} does not exist: embedding stops at the first bad record", "create it again")
     else:

@@ -17,6 +17,7 @@ from contracts.settings import Settings
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _HIDDEN = "[secret]"
+_CLIENTS = ("kafka", "urllib3", "minio")
 
 
 class _Formatter(logging.Formatter):
@@ -35,10 +36,16 @@ class _Formatter(logging.Formatter):
             line = json.dumps(body | ({"trace": trace} if trace else {}), default=str, ensure_ascii=False)
         else:
             values = "".join(f" {name}={value}" for name, value in extra.items())
-            line = f"{stamp} {record.levelname:<7} {record.name}: {record.getMessage()}{values}" + (f"\n{trace}" if trace else "")
+            line = f"{stamp} {record.levelname:<7} {record.name}: {record.getMessage()}{values}"
         for secret in self._secrets:
-            line = line.replace(secret, _HIDDEN)
-        return line
+            line, trace = line.replace(secret, _HIDDEN), trace and trace.replace(secret, _HIDDEN)
+        line = _escaped(line)
+        return line if self._as_json or not trace else "\n".join((line, *map(_escaped, trace.splitlines())))
+
+
+def _escaped(line: str) -> str:
+    """`line` with whatever could end it, or speak to the terminal, as JSON's escapes: ids and file names come from strangers."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 def set_up_logging(settings: Settings, *, as_json: bool | None = None) -> None:
@@ -59,9 +66,12 @@ def set_up_logging(settings: Settings, *, as_json: bool | None = None) -> None:
     level = settings.log_level.upper()
     if level not in _LEVELS:
         raise SettingsError("setting log_level is not known", hint=f"set HEADWATER_LOG_LEVEL to one of {', '.join(_LEVELS)}")
-    secrets = [secret for secret in (settings.store_secret_key.get_secret_value(), settings.kafka_password.get_secret_value()) if secret]
+    kept = (settings.store_secret_key, settings.kafka_password, *settings.encoder_keys.values())
+    secrets = [secret for secret in (one.get_secret_value() for one in kept) if secret]
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(secrets, not sys.stderr.isatty() if as_json is None else as_json))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for client in _CLIENTS:
+        logging.getLogger(client).setLevel(max(logging.getLevelName(level), logging.INFO))  # at DEBUG they tell whole records and requests
     # It warns whenever another thread held the interpreter for 100 ms, as loading a model does: nothing that an operator can act on.
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)

@@ -28,7 +28,7 @@ SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter while others wait; Python's own 5 ms is what each of a small record's many short calls into
 Arrow, SQLite or torch then waits for (measured embedded at 250 one-row records a second with a busy reader: docs/benchmarks.md)."""
 
-RoleName = Literal["embed", "index", "archive", "query"]
+RoleName = Literal["embed", "index", "archive", "maintain", "query"]
 Role = Callable[[threading.Event], None]
 
 
@@ -44,7 +44,7 @@ def role(
 
     Parameters
     ----------
-    name : {"embed", "index", "archive", "query"}
+    name : {"embed", "index", "archive", "maintain", "query"}
         Which role.
     engines : Engines
         What it works with.
@@ -53,7 +53,7 @@ def role(
     on_ready : callable, optional
         The query role calls it with its port once it listens.
     is_alone : bool
-        The process has no other role: embed, index and archive end with an error once every collection is stopped.
+        The process has no other role: all but query end with an error once every collection is stopped.
 
     Raises
     ------
@@ -73,6 +73,10 @@ def role(
             from indexer.archive_role import run_archive
 
             return lambda stop: run_archive(engines, collections, stop, is_alone=is_alone)
+        if name == "maintain":
+            from indexer.maintain_role import run_maintain
+
+            return lambda stop: run_maintain(engines, collections, stop, is_alone=is_alone)
         from query.query_role import run_query
 
         return lambda stop: run_query(engines, stop, on_ready)

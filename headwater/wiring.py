@@ -19,6 +19,7 @@ from contracts.errors import SettingsError
 from contracts.metrics import Metrics
 from contracts.object_keys import validate_name
 from contracts.settings import Settings, load_settings
+from contracts.store import ObjectStore
 
 EncodedSource = Literal["image", "text", "fused"]
 ENCODED_SOURCES: tuple[EncodedSource, ...] = get_args(EncodedSource)
@@ -43,6 +44,16 @@ def open_engines(settings: Settings) -> Iterator[Engines]:
         store = open_store(settings, metrics)
         stack.callback(store.close)
         yield Engines(settings, log, store, metrics)
+
+
+@contextmanager
+def open_store_alone(settings: Settings) -> Iterator[ObjectStore]:
+    """Open the store without the log, for what needs stored bytes alone; closed when the context ends. Raises as `open_engines`."""
+    store = open_store(settings, Metrics())
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def encoder_fields(encoder: str, sources: Sequence[str], settings: Settings | None = None) -> list[FieldRecord]:

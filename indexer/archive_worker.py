@@ -3,7 +3,7 @@
     assign -> claim and seek -> poll -> feed -> close and commit
 
 Takes: partitions from the consumer group, positions from archive manifests. Gives: committed archives. Owns: one `PartitionArchiver` per partition.
-Never: claims a partition again after it was fenced, until the group assigns it again.
+Never: claims a partition again at once after it was fenced: only if the group assigns it again, or still leaves it here much later.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from ulid import ULID
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, DataLossError, FencedError, HeadwaterError, SettingsError, SnapshotError, UnavailableError
-from contracts.head_lag import HeadLag
 from contracts.log import CommittedOffset, GroupReader, LogRecord
+from indexer.archive_care import ArchiveCare
 from indexer.partition_archiver import PartitionArchiver
+from indexer.stage_lag import StageLag
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 1.0
+FENCED_CLOSINGS = 2
+"""A fenced partition that the group leaves with this process for so many times `archive_seconds` is claimed again, as by `indexer.build_worker`."""
 METRICS_SECONDS = 5.0
 
 
@@ -48,7 +51,9 @@ class ArchiveWorker:
         self._starts: dict[int, float] = {}
         self._retry_commit: dict[int, float] = {}
         self._metrics_due = 0.0
-        self._lag = HeadLag()
+        self.care = ArchiveCare()
+        self._lag = StageLag(engines, collection, collection.source_topic, "archive")
+        self._owned: frozenset[int] = frozenset()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. What lies in open tars stays in the log, where the next archiver finds it."""
@@ -57,6 +62,7 @@ class ArchiveWorker:
             while not stop.is_set():
                 self._turn(reader, stop)
         finally:
+            self.care.forget(reader)
             try:
                 reader.close()
             except HeadwaterError as error:
@@ -64,10 +70,13 @@ class ArchiveWorker:
 
     def _turn(self, reader: GroupReader, stop: threading.Event) -> None:
         try:
+            self._start_partitions(reader)  # before the poll: what was polled before a seek is not what a new archiver begins with
             records = self._poll(reader)
             self._follow_assignment(reader)
-            self._start_partitions(reader)
             is_stalled = self._feed(records, reader)
+            for partition, archiver in self.archivers.items():
+                if self.care.is_walked(partition, archiver.next_offset):
+                    archiver.close()
             for partition in list(self.archivers):
                 self.archivers[partition].close_if_due(is_caught_up=not records)
             self._bound_memory(reader)
@@ -99,6 +108,8 @@ class ArchiveWorker:
         change = reader.take_assignment()
         if change is None:
             return
+        self._owned = self._owned - change.revoked | change.assigned
+        self.care.forget(reader, change.revoked)
         for partition in change.revoked:
             self._drop(partition)
         now = self.engines.clock.monotonic_seconds()
@@ -115,7 +126,9 @@ class ArchiveWorker:
             del self._starts[partition]
             archiver = PartitionArchiver(self.engines, self.collection, partition, self.writer, self.ulids)
             try:
-                reader.seek(partition, archiver.start())
+                offset = archiver.start()
+                self.care.start(reader, partition, offset, self.engines.log.bounds(self.collection.source_topic)[partition].next_offset)
+                reader.seek(partition, offset)
                 self.archivers[partition] = archiver
             except (UnavailableError, SnapshotError) as error:
                 logger.warning("partition %d cannot be archived yet: %s", partition, error)
@@ -133,9 +146,9 @@ class ArchiveWorker:
             if archiver is None or record.partition in stalled:
                 continue
             try:
-                archiver.feed(record)
+                archiver.feed(record, is_unread=self.care.is_unread(reader, record, archiver.next_offset))
             except UnavailableError as error:
-                logger.warning("a payload cannot be fetched, reading partition %d again: %s", record.partition, error)
+                logger.warning("a record cannot be taken, reading partition %d again: %s", record.partition, error)
                 stalled.add(record.partition)
                 with suppress(SettingsError):  # revoked a moment ago; take_assignment tells in the next turn
                     reader.seek(record.partition, archiver.next_offset)
@@ -165,6 +178,7 @@ class ArchiveWorker:
         except FencedError as error:
             logger.warning("letting go of partition %d: %s", partition, error)
             self._drop(partition)
+            self._starts[partition] = self.engines.clock.monotonic_seconds() + FENCED_CLOSINGS * self.engines.settings.archive_seconds
         except CorruptError as error:
             self._drop(partition)
             self._stop_partition(partition, error)
@@ -195,9 +209,5 @@ class ArchiveWorker:
             return
         self._metrics_due = now + METRICS_SECONDS
         metrics, name = self.engines.metrics, self.collection.name
-        heads = {p: b.next_offset for p, b in self.engines.log.bounds(self.collection.source_topic).items() if p in self.archivers}
-        done = {partition: archiver.next_offset for partition, archiver in self.archivers.items()}
-        self._lag.observe(heads, now)
-        self._lag.forget(done)
-        metrics.set_lag(name, "archive", self._lag.records(done), self._lag.seconds(done, now))
+        self._lag.measure({partition: archiver.next_offset for partition, archiver in self.archivers.items()}, self._owned)
         metrics.archive_bytes.labels(name).set(sum(archiver.manifest.size_bytes for archiver in self.archivers.values()))

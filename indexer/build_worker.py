@@ -4,7 +4,7 @@
     beside it: train, re-encode flat segments (`indexer.coding`)
 
 Takes: partitions from the consumer group, positions from manifests. Gives: commit notices. Owns: one `PartitionBuilder` per partition.
-Never: claims a partition again after it was fenced, until the group assigns it again.
+Never: claims a partition again at once after it was fenced: only if the group assigns it again, or still leaves it here much later.
 """
 
 from __future__ import annotations
@@ -16,21 +16,25 @@ from ulid import ULID
 
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
-from contracts.errors import CorruptError, FencedError, HeadwaterError, SnapshotError, UnavailableError
-from contracts.head_lag import HeadLag
-from contracts.log import CommittedOffset, GroupReader, LogProducer
+from contracts.errors import CorruptError, DataLossError, FencedError, HeadwaterError, SnapshotError, UnavailableError
+from contracts.log import CommittedOffset, GroupReader, LogProducer, LogRecord
 from contracts.manifest import Manifest
 from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
 from indexer.coding import IndexCoding
 from indexer.index_codecs import IndexCodecs
 from indexer.partition_builder import PartitionBuilder
 from indexer.partition_source import PartitionSource
+from indexer.reader_position import position_of
+from indexer.stage_lag import StageLag
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 METRICS_SECONDS = 5.0
+FENCED_SEALS = 2
+"""A fenced partition that the group leaves with this process for so many times `seal_seconds` is claimed again: its other owner came and went between
+two polls. Should two processes both think that it is theirs, each has time to commit."""
 
 
 class BuildWorker:
@@ -54,9 +58,15 @@ class BuildWorker:
         self._starts: dict[int, float] = {}
         self._retry_commit: dict[int, float] = {}
         self._metrics_due = 0.0
-        self._lag = HeadLag()
+        self._lag = StageLag(engines, collection, index.vectors_topic, "index")
+        self._owned: frozenset[int] = frozenset()
+        self.take(collection)
         self._producer: LogProducer
         self._renew_producer = threading.Event()
+
+    def take(self, record: CollectionRecord) -> None:
+        """Follow the newest version of the collection's record: whether this index is the one that answers (any thread)."""
+        self.is_active = record.active_index == self.index.name
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. What has grown but is not sealed stays in the log, where the next builder finds it."""
@@ -78,9 +88,9 @@ class BuildWorker:
     def _turn(self, reader: GroupReader, stop: threading.Event) -> None:
         try:
             self._renew()
-            records = reader.poll(POLL_SECONDS)  # between here and `feed` nothing may fail: a polled record does not come again
+            self._start_partitions(reader)  # before the poll: what was polled before a seek is not what a new builder begins with
+            records = self._poll(reader)  # between here and `feed` nothing may fail: a polled record does not come again
             self._follow_assignment(reader)
-            self._start_partitions(reader)
             for record in records:
                 builder = self.builders.get(record.partition)
                 if builder is not None and record.offset >= builder.vectors_offset:
@@ -92,6 +102,28 @@ class BuildWorker:
         except UnavailableError as error:
             logger.warning("the log or store does not answer, trying again: %s", error)
             stop.wait(RETRY_SECONDS)
+        except DataLossError as error:  # the topic was made again: each partition looks at its manifest anew
+            logger.error("partitions of %s start again: %s", self.collection.name, error)
+            again = self.engines.clock.monotonic_seconds() + RETRY_SECONDS
+            for partition in list(self.builders):
+                self._drop(partition)
+                self._starts[partition] = again
+
+    def _poll(self, reader: GroupReader) -> list[LogRecord]:
+        """The next records of all partitions; one whose next record was truncated has been built by somebody else, who committed that far."""
+        try:
+            return reader.poll(POLL_SECONDS)
+        except DataLossError:
+            held = self.engines.log.bounds(self.index.vectors_topic)
+            positions = {partition: position for partition in held if (position := position_of(reader, partition)) >= 0}
+            overtaken = [partition for partition, position in positions.items() if position < held[partition].start_offset]
+            if not overtaken:
+                raise
+            for partition in overtaken:
+                reader.seek(partition, held[partition].start_offset)
+                if partition in self.builders:
+                    self._let_go(partition, "its next batch is committed and truncated")
+            return []
 
     def _renew(self) -> None:
         """Take a new producer after a notice was not stored."""
@@ -104,6 +136,7 @@ class BuildWorker:
         change = reader.take_assignment()
         if change is None:
             return
+        self._owned = self._owned - change.revoked | change.assigned
         for partition in change.revoked:
             self._drop(partition)
         now = self.engines.clock.monotonic_seconds()
@@ -132,11 +165,15 @@ class BuildWorker:
         try:
             work()  # type: ignore[operator]
         except FencedError as error:
-            logger.warning("letting go of partition %d: %s", partition, error)
-            self._drop(partition)
+            self._let_go(partition, error)
         except CorruptError as error:
             self._drop(partition)
             self._stop_partition(partition, error)
+
+    def _let_go(self, partition: int, why: object) -> None:
+        logger.warning("letting go of partition %d: %s", partition, why)
+        self._drop(partition)
+        self._starts[partition] = self.engines.clock.monotonic_seconds() + FENCED_SEALS * self.engines.settings.seal_seconds
 
     def _stop_partition(self, partition: int, error: CorruptError) -> None:
         logger.error("partition %d is stopped, the others go on: %s", partition, error)
@@ -192,11 +229,9 @@ class BuildWorker:
             return
         self._metrics_due = now + METRICS_SECONDS
         metrics, name = self.engines.metrics, self.collection.name
-        heads = {p: b.next_offset for p, b in self.engines.log.bounds(self.index.vectors_topic).items() if p in self.builders}
-        done = {partition: builder.vectors_offset for partition, builder in self.builders.items()}
-        self._lag.observe(heads, now)
-        self._lag.forget(done)
-        metrics.set_lag(name, "index", self._lag.records(done), self._lag.seconds(done, now))
+        if not self.is_active:  # two indexes of a collection have one lag: that of the index that answers
+            return
+        self._lag.measure({partition: builder.vectors_offset for partition, builder in self.builders.items()}, self._owned)
         metrics.segments.labels(name, "committed").set(sum(len(b.manifest.segments) for b in self.builders.values()))
         metrics.segments.labels(name, "growing").set(sum(b.growing is not None for b in self.builders.values()))
         metrics.segment_bytes.labels(name).set(sum(s.size_bytes for b in self.builders.values() for s in b.manifest.segments))

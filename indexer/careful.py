@@ -107,6 +107,71 @@ class CarefulWalk:
         self._is_proven = True
 
 
+class Walks:
+    """The walks of one worker, by partition; used by its fetch thread alone.
+
+    Parameters
+    ----------
+    engines, collection, index, encoder, decoder, book
+        As of `CarefulWalk`.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        collection: CollectionRecord,
+        index: IndexRecord,
+        encoder: Encoder | None,
+        decoder: Decoder,
+        book: AttemptBook,
+    ) -> None:
+        self._engines, self._collection, self._index, self._encoder = engines, collection, index, encoder
+        self._decoder, self._book = decoder, book
+        self._walks: dict[int, CarefulWalk] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._walks)
+
+    @property
+    def offsets(self) -> dict[int, int]:
+        """Where each walk stands."""
+        return {partition: walk.offset for partition, walk in self._walks.items()}
+
+    def begin(self, partition: int, start: int, end: int) -> None:
+        """Begin to walk a partition, to `end` or the log's."""
+        end = min(end, self._engines.log.bounds(self._collection.source_topic)[partition].next_offset)
+        self._walks[partition] = CarefulWalk(
+            self._engines, self._collection, self._index, self._encoder, self._decoder, self._book, partition, start, end
+        )
+
+    def step(self, reader: GroupReader) -> CarefulWalk | None:
+        """Work on one record of the first walk; gives the walk where that ended it, `is_done` or to be begun again."""
+        for partition, walk in list(self._walks.items())[:1]:
+            is_over = False
+            try:
+                if not walk.is_done:
+                    walk.step(reader)
+                is_over = walk.is_done
+            except UnavailableError as error:
+                logger.warning("the walk of partition %d begins again: %s", partition, error)
+                is_over = True
+            if is_over:
+                self.end(partition)
+                return walk
+        return None
+
+    def end(self, partition: int) -> None:
+        """Let go of a partition's walk, if there is one."""
+        walk = self._walks.pop(partition, None)
+        if walk is not None:
+            walk.close()
+
+    def close(self) -> None:
+        """Let go of all walks."""
+        for partition in list(self._walks):
+            self.end(partition)
+
+
 def _rejected(fetched: FetchedSlice, record: LogRecord, collection: CollectionRecord) -> DecodedSlice:
     """The verdict on a whole record, its value unread: even reading it may be what ends a worker."""
     message = f"the worker ended {REJECT_AFTER} times while it worked on this record alone"

@@ -119,6 +119,8 @@ class IndexCoding:
         elif isinstance(error, UnavailableError | SnapshotError):
             logger.warning("training or re-encoding, trying again: %s", error)
             self.retry_later()
+            if isinstance(error, SnapshotError) and task.partition in builders:
+                builders[task.partition].look_again()
         elif error is not None and not isinstance(error, TrainingStopped):
             logger.error("training or re-encoding is given up, segments stay as they are: %s", error, exc_info=error)
             self._refused.add(task.key)

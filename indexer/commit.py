@@ -24,8 +24,6 @@ from contracts.errors import FencedError, SnapshotError
 from contracts.manifest import Chained, ReadVersion
 
 logger = logging.getLogger(__name__)
-MAX_PUBLISHED = 16
-"""Writers whose newest ULID the manifest remembers; older ones are judged by their epoch alone."""
 
 
 class Committer(Generic[Chained]):
@@ -98,6 +96,27 @@ class Committer(Generic[Chained]):
 
         return self._commit(change, check, commit_id)
 
+    @property
+    def claim_name(self) -> str:
+        """Name of this claim in the manifest's `published`."""
+        return f"{self.role}-{self.epoch}"
+
+    def published(self, published: Mapping[str, str], ulid: str) -> dict[str, str]:
+        """The manifest's newest published ULID per claim, this one included; older claims of the role are judged by their epoch alone."""
+        others = {name: newest for name, newest in published.items() if not name.startswith(f"{self.role}-")}
+        return {**others, self.claim_name: ulid}
+
+    def look(self) -> ReadVersion[Chained]:
+        """The newest manifest, two requests where nothing was committed since the last look.
+
+        Raises
+        ------
+        UnavailableError
+            The store does not answer.
+        """
+        self._base = self._walk("")[0]
+        return self._base
+
     def _epoch_in(self, manifest: Chained) -> int:
         return int(getattr(manifest.epochs, self.role))
 
@@ -144,10 +163,3 @@ class Committer(Generic[Chained]):
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self.clock.now_seconds(), UTC).isoformat(timespec="milliseconds")
-
-
-def published_with(published: Mapping[str, str], writer: str, ulid: str) -> dict[str, str]:
-    """Newest published ULID per writer, this one's included, the oldest writers dropped."""
-    merged = {**published, writer: ulid}
-    newest = sorted(merged.items(), key=lambda entry: entry[1])[-MAX_PUBLISHED:]
-    return dict(sorted(newest))

@@ -1,4 +1,4 @@
-"""The embed role: an `EmbedWorker` per collection, encoders shared between them.
+"""The embed role: an `EmbedWorker` per index of a collection, encoders shared between them.
 
 Takes: engines, collection names. Gives: running workers. Owns: the decoding processes, shared too. Never: embeds itself.
 """
@@ -34,4 +34,4 @@ def run_embed(engines: Engines, collections: Sequence[str] | None, stop: threadi
         return EmbedWorker(engines, collection, index, shared_encoder(names.pop(), engines.settings) if names else None, pool)
 
     with DecodePool(engines.settings) as pool:
-        run_collections(engines, collections, stop, make, stage="embed", ends_without_work=is_alone)
+        run_collections(engines, collections, stop, make, stage="embed", ends_without_work=is_alone, each_index=True)

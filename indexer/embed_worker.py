@@ -5,7 +5,8 @@
 The stages overlap; queues are bounded in bytes, and a full queue pauses fetching instead of growing. Where earlier lives of the
 worker ended again and again, the fetch thread first walks record by record (`indexer.careful`).
 
-Takes: partitions from the consumer group, positions from the chain. Gives: batches that continue the chain. Owns: runs.
+Takes: partitions from the consumer group, positions from the chain, pauses from the collection's record. Gives: batches that
+continue the chain. Owns: runs.
 Never: trusts the group for a position, or goes on after a produce error without re-reading the chain's end.
 """
 
@@ -13,37 +14,38 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.encoder import Encoder
 from contracts.engines import Engines
-from contracts.errors import CorruptError, HeadwaterError, SettingsError, SnapshotError, UnavailableError
+from contracts.errors import CorruptError, DataLossError, HeadwaterError, SnapshotError, UnavailableError
 from contracts.log import CommittedOffset, GroupReader, LogRecord
 from embedding.decode_pool import DecodePool
 from indexer.attempts import AttemptBook, is_careful
-from indexer.batching import next_is_decoded
-from indexer.careful import CarefulWalk
+from indexer.careful import Walks
 from indexer.decode import Decoder
 from indexer.embed import check_spaces, embed_slices
 from indexer.partition_run import PartitionRun
 from indexer.partition_source import ChainScan, PartitionSource
 from indexer.publish import Publisher
+from indexer.reader_position import position_of
+from indexer.slice_queue import SliceQueue, decoded_now
 from indexer.slices import DecodedSlice, FetchedSlice, fetched_slices
 from indexer.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 RETRY_SECONDS = 1.0
+STOPPED_SECONDS = 10.0
+"""Until a partition whose records are gone is looked at again: an operator's `skip` mends it."""
 ADVISORY_COMMIT_SECONDS = 5.0
 DECODE_THREADS = 2
 """They read records and wait for the children that decode pictures."""
 POLL_BATCHES = 4
 """Batches of records that one poll may bring."""
-
-_Queued = tuple[FetchedSlice, "Future[DecodedSlice]"]
 
 
 class EmbedWorker:
@@ -69,17 +71,24 @@ class EmbedWorker:
         self._pool, self._owns_pool = pool or DecodePool(engines.settings), pool is None
         self.decoder = Decoder(collection, index, encoder, engines.settings, engines.store, self._pool)
         self.runs: dict[int, PartitionRun] = {}
+        self.held: dict[int, PartitionRun] = {}  # paused ones, and where their chain stands
+        self.owned: set[int] = set()
+        self._stopped: dict[int, str] = {}  # partition -> why
+        self.take(collection)
         self.book = AttemptBook()
-        self._walks: dict[int, CarefulWalk] = {}
+        self._walks = Walks(engines, collection, index, encoder, self.decoder, self.book)
         self._run_numbers = 0
-        self._queue: deque[_Queued] = deque()
-        self._queued_bytes = 0
-        self._arrived = threading.Condition()  # of the two above
+        self.queue = SliceQueue()
         self._restarts: dict[int, float] = {}  # partition -> when to try (again)
         self._stop = threading.Event()
         self._renew_producer = threading.Event()
         self._commit_due = 0.0
         self._failure: BaseException | None = None
+
+    def take(self, record: CollectionRecord) -> None:
+        """Follow the newest version of the collection's record: what is paused, and whether this index is the one that answers (any thread)."""
+        self.paused = frozenset(record.paused_partitions)
+        self.is_active = record.active_index == self.index.name
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
@@ -99,7 +108,7 @@ class EmbedWorker:
             publisher.close()
             raise
         pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
-        watchdog = Watchdog(self.engines, self.collection.name, self.collection.source_topic, self.runs, self._go_back)
+        watchdog = Watchdog(self)
         threads = [
             threading.Thread(target=self._guarded, args=(self._embed_loop, publisher), name=f"embed-{self.collection.name}"),
             threading.Thread(target=self._guarded, args=(watchdog.run, self._stop), name=f"watchdog-{self.collection.name}"),
@@ -130,19 +139,20 @@ class EmbedWorker:
 
     def _close(self, reader: GroupReader, publisher: Publisher) -> None:
         self._forget_attempts(reader)
-        closing: list[Callable[[], None]] = [reader.close, publisher.close, *(walk.close for walk in self._walks.values())]
+        closing: list[Callable[[], None]] = [reader.close, publisher.close, self._walks.close]
         for close in closing:
             try:
                 close()
             except HeadwaterError as error:
                 logger.warning("closing failed: %s", error)
 
-    def _forget_attempts(self, reader: GroupReader) -> None:
-        """The worker ends in order: no record is to blame."""
+    def _forget_attempts(self, reader: GroupReader, partitions: Collection[int] | None = None) -> None:
+        """The work on these partitions (all, where it is None) ends in order: no record is to blame."""
         begun = {partition: run.start for partition, run in self.runs.items() if run.is_counted and run.committed_next == run.start}
         try:
-            for partition, offset in (begun | {partition: walk.offset for partition, walk in self._walks.items()}).items():
-                self.book.forget(reader, partition, offset)
+            for partition, offset in (begun | self._walks.offsets).items():
+                if partitions is None or partition in partitions:
+                    self.book.forget(reader, partition, offset)
         except HeadwaterError as error:
             logger.warning("an attempt stays counted: %s", error)
 
@@ -150,9 +160,10 @@ class EmbedWorker:
 
     def _fetch_once(self, reader: GroupReader, pool: ThreadPoolExecutor) -> None:
         try:
+            self._restart_partitions(reader)  # before the poll: what was polled before a seek is not what a new run begins with
             records = reader.poll(0.0 if self._walks else POLL_SECONDS, max_records=POLL_BATCHES * self.engines.settings.embed_batch_items)
             self._follow_assignment(reader)
-            self._restart_partitions(reader)
+            self._follow_pauses(reader)
             self._submit(records, reader, pool)
             self._walk_one(reader)
             self._balance(reader)
@@ -160,17 +171,41 @@ class EmbedWorker:
         except UnavailableError as error:
             logger.warning("the log or store does not answer, trying again: %s", error)
             self._stop.wait(RETRY_SECONDS)
+        except DataLossError as error:  # retention took records under the reader: each partition finds out whether they were its own
+            for partition, run in list(self.runs.items()):
+                self.go_back(partition, run.number, error)
 
     def _follow_assignment(self, reader: GroupReader) -> None:
         change = reader.take_assignment()
         if change is None:
             return
+        self.owned = self.owned - change.revoked | change.assigned
         for partition in change.revoked:
             self.runs.pop(partition, None)
+            self.held.pop(partition, None)
             self._restarts.pop(partition, None)
-            self._end_walk(partition)
+            self._walks.end(partition)
         now = self.engines.clock.monotonic_seconds()
         self._restarts.update(dict.fromkeys(change.assigned, now))
+
+    def _follow_pauses(self, reader: GroupReader) -> None:
+        """Drop what is in flight of a partition that was paused; it, and what was resumed, begins at its chain's end."""
+        now = self.engines.clock.monotonic_seconds()
+        paused = [partition for partition in (*self.runs, *self._walks.offsets) if partition in self.paused]
+        self._forget_attempts(reader, paused)
+        for partition in paused:
+            self.runs.pop(partition, None)
+            self._walks.end(partition)
+        resumed = [partition for partition in self.held if partition not in self.paused]
+        for partition in resumed:
+            self.held.pop(partition)
+        self._restarts.update(dict.fromkeys((*paused, *resumed), now))
+
+    def _hold(self, reader: GroupReader, partition: int, scan: ChainScan, start: int) -> None:
+        reader.pause([partition])
+        self._run_numbers += 1
+        self.held[partition] = PartitionRun.at(self._run_numbers, scan, start)
+        logger.info("partition %d of %s is paused at media offset %d", partition, self.collection.name, start)
 
     def _restart_partitions(self, reader: GroupReader) -> None:
         """Begin a new run on every partition that was assigned, failed, or found behind by the watchdog; walks come first."""
@@ -181,6 +216,10 @@ class EmbedWorker:
             self.runs.pop(partition, None)
             try:
                 scan, start = self._chain_end(partition)
+                self._stopped.pop(partition, None)
+                if partition in self.paused:
+                    self._hold(reader, partition, scan, start)
+                    continue
                 earlier = self.book.earlier(reader, partition, start)
                 if is_careful(earlier, start):
                     self._begin_walk(partition, start, earlier.careful_next)
@@ -190,8 +229,7 @@ class EmbedWorker:
                 logger.warning("partition %d cannot start yet: %s", partition, error)
                 self._restarts[partition] = now + RETRY_SECONDS
             except CorruptError as error:
-                logger.error("partition %d is stopped, the others go on: %s", partition, error)
-                self.engines.metrics.records.labels(self.collection.name, "embed", "stopped").inc()
+                self._stop_partition(reader, partition, error)
         for partition, scan, start in ready:
             if self._walks:  # begun when they are over
                 self._restarts[partition] = now + POLL_SECONDS
@@ -199,7 +237,17 @@ class EmbedWorker:
             self._run_numbers += 1
             self.runs[partition] = PartitionRun.at(self._run_numbers, scan, start)
             reader.seek(partition, start)
+            reader.resume([partition])
             logger.info("partition %d of %s goes on at media offset %d", partition, self.collection.name, start)
+
+    def _stop_partition(self, reader: GroupReader, partition: int, error: CorruptError) -> None:
+        reader.pause([partition])
+        if self._stopped.get(partition) != error.message:
+            self._stopped[partition] = error.message
+            logger.error("partition %d is stopped, the others go on: %s", partition, error)
+            self.engines.metrics.records.labels(self.collection.name, "embed", "stopped").inc()
+        if isinstance(error, DataLossError):
+            self._restarts[partition] = self.engines.clock.monotonic_seconds() + STOPPED_SECONDS
 
     def _chain_end(self, partition: int) -> tuple[ChainScan, int]:
         source = PartitionSource(self.engines, self.collection, self.index, partition)
@@ -212,30 +260,14 @@ class EmbedWorker:
     # ---- careful walks -----------------------------------------------------------------------------------------------
 
     def _begin_walk(self, partition: int, start: int, careful_next: int) -> None:
-        head = self.engines.log.bounds(self.collection.source_topic)[partition].next_offset
-        end = min(head, max(careful_next, start + POLL_BATCHES * self.engines.settings.embed_batch_items))
-        self._walks[partition] = CarefulWalk(self.engines, self.collection, self.index, self.encoder, self.decoder, self.book, partition, start, end)
+        least = POLL_BATCHES * self.engines.settings.embed_batch_items
+        self._walks.begin(partition, start, max(careful_next, start + least))
 
     def _walk_one(self, reader: GroupReader) -> None:
         """Work on one record of the first walk; polling goes on between two, so that the group keeps this member."""
-        for partition, walk in list(self._walks.items())[:1]:
-            try:
-                if not walk.is_done:
-                    walk.step(reader)
-                over, pause_seconds = walk.is_done, 0.0
-            except UnavailableError as error:
-                logger.warning("the walk of partition %d begins again: %s", partition, error)
-                over, pause_seconds = True, RETRY_SECONDS
-            if over:
-                self._end_walk(partition)
-                self._restarts[partition] = self.engines.clock.monotonic_seconds() + pause_seconds
-
-    def _end_walk(self, partition: int) -> None:
-        walk = self._walks.pop(partition, None)
-        if walk is not None:
-            walk.close()
-
-    # ---- fetch, continued --------------------------------------------------------------------------------------------
+        ended = self._walks.step(reader)
+        if ended is not None:
+            self._restarts[ended.partition] = self.engines.clock.monotonic_seconds() + (0.0 if ended.is_done else RETRY_SECONDS)
 
     def _submit(self, records: Sequence[LogRecord], reader: GroupReader, pool: ThreadPoolExecutor) -> None:
         by_partition: dict[int, list[LogRecord]] = defaultdict(list)
@@ -245,24 +277,21 @@ class EmbedWorker:
             found = [record for record in by_partition.get(partition, ()) if record.offset >= run.fetched_next]
             slices = fetched_slices(found, run.number, run.fetched_next, self.engines.settings.embed_batch_items)
             end = slices[-1].next_offset if slices else run.fetched_next
-            if not records and (position := _position(reader, partition)) > end:  # offsets without records at the log's end
+            if not records and (position := position_of(reader, partition)) > end:  # offsets without records at the log's end
                 slices, end = [FetchedSlice(partition, run.number, end, position, [])], position
             if found and not run.is_counted and not self._count_attempt(partition, run, reader):
                 continue
             run.fetched_next = end
             for fetched in slices:
-                decoding = pool.submit(self.decoder.decode, fetched) if self.decoder.is_slow(fetched) else _done(self.decoder.decode(fetched))
-                with self._arrived:
-                    self._queue.append((fetched, decoding))
-                    self._queued_bytes += fetched.size_bytes
-                    self._arrived.notify()
+                decoding = pool.submit(self.decoder.decode, fetched) if self.decoder.is_slow(fetched) else decoded_now(self.decoder.decode(fetched))
+                self.queue.put(fetched, decoding)
 
     def _count_attempt(self, partition: int, run: PartitionRun, reader: GroupReader) -> bool:
         """Write down where this life begins, before its first record: nobody can do so after a crash."""
         try:
             self.book.begin(reader, partition, run.start)
         except UnavailableError as error:
-            self._go_back(partition, run.number, error)  # the polled records are sought again
+            self.go_back(partition, run.number, error)  # the polled records are sought again
             return False
         run.is_counted = True
         return True
@@ -270,10 +299,10 @@ class EmbedWorker:
     def _balance(self, reader: GroupReader) -> None:
         """Pause fetching while the queue is full; polling goes on, so that the group keeps this member."""
         limit = self.engines.settings.embed_queue_bytes
-        if self._queued_bytes > limit:
+        if self.queue.size_bytes > limit:
             reader.pause(self.runs)
             self._stop.wait(0.01)
-        elif self._queued_bytes < limit // 2:
+        elif self.queue.size_bytes < limit // 2:
             reader.resume(self.runs)
 
     def _commit_advisory(self, reader: GroupReader) -> None:
@@ -324,17 +353,8 @@ class EmbedWorker:
         return False
 
     def _take_slices(self) -> list[DecodedSlice]:
-        """The first slice, waited for, and those behind it that are decoded by now, or within `embed_batch_seconds`."""
-        with self._arrived:
-            if not self._arrived.wait_for(lambda: self._queue, POLL_SECONDS):
-                return []
-            taken = [self._queue.popleft()]
-            items = len(taken[0][0].records)
-            settings, now = self.engines.settings, self.engines.clock.monotonic_seconds
-            due = now() + settings.embed_batch_seconds
-            while items < settings.embed_batch_items and next_is_decoded(self._queue, self._arrived, due, now):
-                taken.append(self._queue.popleft())
-                items += len(taken[-1][0].records)
+        settings = self.engines.settings
+        taken = self.queue.take(POLL_SECONDS, settings.embed_batch_items, settings.embed_batch_seconds, self.engines.clock.monotonic_seconds)
         slices: list[DecodedSlice] = []
         for fetched, decoding in taken:
             if not self._is_current(fetched):
@@ -343,9 +363,8 @@ class EmbedWorker:
             try:
                 slices.append(decoding.result())
             except (UnavailableError, CancelledError) as error:  # a payload's store is away, no child starts, or the pool stops: fetched again
-                self._go_back(fetched.partition, fetched.run, error)
-        with self._arrived:
-            self._queued_bytes -= sum(fetched.size_bytes for fetched, _ in taken)
+                self.go_back(fetched.partition, fetched.run, error)
+        self.queue.taken(taken)
         return slices
 
     def _is_current(self, fetched: FetchedSlice) -> bool:
@@ -367,27 +386,14 @@ class EmbedWorker:
         """Take a new producer, and all partitions back to their chain's end: two producers keep no order between them (any thread)."""
         self._renew_producer.set()
         for partition, run in list(self.runs.items()):
-            self._go_back(partition, run.number, error)
+            self.go_back(partition, run.number, error)
 
-    def _go_back(self, partition: int, run_number: int, error: BaseException) -> None:
+    def go_back(self, partition: int, run_number: int, error: BaseException) -> None:
         """Drop what is in flight for the partition and have it start again at the chain's end (any thread)."""
-        run = self.runs.get(partition)
+        run = self.runs.get(partition) or self.held.get(partition)
         if run is None or run.number != run_number:
             return
         self.runs.pop(partition, None)
+        self.held.pop(partition, None)
         self._restarts[partition] = self.engines.clock.monotonic_seconds() + RETRY_SECONDS
         logger.warning("partition %d of %s goes back to the chain's end: %s", partition, self.collection.name, error)
-
-
-def _done(decoded: DecodedSlice) -> Future[DecodedSlice]:
-    """What needs no pool: reading records and texts takes less time than handing them to another thread."""
-    future: Future[DecodedSlice] = Future()
-    future.set_result(decoded)
-    return future
-
-
-def _position(reader: GroupReader, partition: int) -> int:
-    try:
-        return reader.position(partition)
-    except SettingsError:  # revoked a moment ago; take_assignment tells in the next turn
-        return -1

@@ -1,4 +1,4 @@
-"""The index role: a `BuildWorker` per collection.
+"""The index role: a `BuildWorker` per index of a collection.
 
 Takes: engines, collection names. Gives: running builders. Owns: nothing. Never: builds itself.
 """
@@ -26,4 +26,4 @@ def run_index(engines: Engines, collections: Sequence[str] | None, stop: threadi
     def make(collection: CollectionRecord) -> BuildWorker:
         return BuildWorker(engines, collection, collection.index())
 
-    run_collections(engines, collections, stop, make, stage="index", ends_without_work=is_alone)
+    run_collections(engines, collections, stop, make, stage="index", ends_without_work=is_alone, each_index=True)

@@ -19,17 +19,17 @@ from pyroaring import BitMap
 
 from backends.catalog.objects import download
 from contracts.collection import CollectionRecord, FieldRecord, IndexRecord
-from contracts.deletes import DeleteDelta, Tombstone, decode_delete_delta
-from contracts.item import IdIndex, VersionOrder, id_hashes, version_order
+from contracts.item import IdIndex, VersionOrder, id_hash, id_hashes, version_order
 from contracts.manifest import Manifest, ObjectEntry, SegmentEntry
 from contracts.media_patch import BaseRow
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, FieldPart, RowsPart, read_field_part, read_rows_part, rows_schema
 from contracts.store import ObjectStore
 from contracts.vectors_batch import conform
+from indexer.committed_deletes import CommittedDeletes
 from indexer.field_parts import check_quantizer, vectors_of
+from indexer.id_sections import read_ids
 from indexer.index_codecs import IndexCodecs
 
-TOMBSTONE_SECONDS = 31 * 86400
 PARTS_BYTES = 128 * 1024 * 1024
 """Parts that are kept for the next seal: a trickle of patches asks for the same ones again and again."""
 _LINEAGE = ("offset", "item", "origin_offset", "origin_item")
@@ -52,7 +52,7 @@ class LiveRows:
         self.store, self._codecs = store, codecs
         self._segments: dict[str, SegmentEntry] = {}
         self._ids: dict[str, IdIndex] = {}
-        self._deltas: dict[str, DeleteDelta] = {}
+        self._deletes = CommittedDeletes(store)
         self._parts: OrderedDict[str, tuple[int, Any]] = OrderedDict()
 
     def remember(self, segment_id: str, ids: IdIndex) -> None:
@@ -63,14 +63,10 @@ class LiveRows:
         """Read what the manifest names and is not known yet; forget what it no longer names."""
         for segment in manifest.segments:
             if segment.segment_id not in self._ids:
-                entry = segment.parts[ROWS_PART]
-                self._ids[segment.segment_id] = read_rows_part(download(self.store, entry), entry.key).ids
-        for entry in manifest.deletes:
-            if entry.key not in self._deltas:
-                self._deltas[entry.key] = decode_delete_delta(download(self.store, entry), entry.key)
+                self._ids[segment.segment_id] = read_ids(self.store, segment.parts[ROWS_PART])
+        self._deletes.load(manifest)
         self._segments = {segment.segment_id: segment for segment in manifest.segments}
         self._ids = {segment_id: self._ids[segment_id] for segment_id in self._segments}
-        self._deltas = {entry.key: self._deltas[entry.key] for entry in manifest.deletes}
 
     def _read(self, segment: SegmentEntry) -> RowsPart:
         return self._part(segment.parts[ROWS_PART], read_rows_part)
@@ -86,7 +82,7 @@ class LiveRows:
 
     def deleted(self, segment_id: str) -> BitMap:
         """Rows of a segment that are deleted by the loaded manifest's deltas."""
-        return BitMap.union(BitMap(), *(delta.bitmaps[segment_id] for delta in self._deltas.values() if segment_id in delta.bitmaps))
+        return self._deletes.deleted(segment_id)
 
     def delete_bits(self, manifest: Manifest, touched: NDArray[np.uint64]) -> dict[str, BitMap]:
         """Rows, by segment, that die because their id has a newer version.
@@ -118,13 +114,10 @@ class LiveRows:
             for at, row in enumerate(found):
                 if row >= 0 and int(row) not in deleted:
                     newest[at] = _newer(newest[at], version_order(*(part.batch.column(name)[int(row)].as_py() for name in _LINEAGE)))
-        tombstones: dict[str, list[Tombstone]] = {}
-        for delta in self._deltas.values():
-            for tombstone in delta.tombstones:
-                tombstones.setdefault(tombstone.id, []).append(tombstone)
+        deleted_at = self._deletes.tombstones({id_hash(item_id) for item_id in ids})
         for at, item_id in enumerate(ids):
-            for tombstone in tombstones.get(item_id, ()):
-                newest[at] = _newer(newest[at], tombstone.order)
+            if (order := deleted_at.get(id_hash(item_id))) is not None:
+                newest[at] = _newer(newest[at], order)
         return newest
 
     def bases(self, ids: Sequence[str], collection: CollectionRecord, index: IndexRecord) -> list[BaseRow | None]:

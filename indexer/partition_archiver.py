@@ -35,7 +35,7 @@ from contracts.settings import Settings
 from indexer.archive_policy import fits, should_close, should_close_first
 from indexer.archive_rewrite import is_hit, rewrite_tar
 from indexer.archive_sweep import delete_condemned, sweep_dead_tars
-from indexer.commit import Committer, published_with
+from indexer.commit import Committer
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
@@ -148,8 +148,8 @@ class PartitionArchiver:
 
     # ---- fill --------------------------------------------------------------------------------------------------------
 
-    def feed(self, record: LogRecord) -> None:
-        """Take the next record of the media topic.
+    def feed(self, record: LogRecord, *, is_unread: bool = False) -> None:
+        """Take the next record of the media topic; with `is_unread` its value is kept and not looked into (`indexer.archive_care`).
 
         Raises
         ------
@@ -159,7 +159,7 @@ class PartitionArchiver:
         if record.offset < self.next_offset:
             return
         writer = self._writer() if self.open is None else self.open.writer
-        row, data = writer.encode(record)
+        row, data = writer.encode_unread(record) if is_unread else writer.encode(record)
         if self.open is not None and not fits(writer.size_bytes, len(data), self.engines.settings):
             self.close()
             writer = self._writer()
@@ -248,7 +248,7 @@ class PartitionArchiver:
         changes: dict[str, Any] = {"checkpoint": closed.checkpoint, "purges": purges_above(manifest, closed.checkpoint.media_offset)}
         if closed.entry is not None:
             changes["tars"] = (*manifest.tars, closed.entry)
-            changes["published"] = published_with(manifest.published, self.committer.writer, closed.uploaded[-1].rpartition("/")[2].partition(".")[0])
+            changes["published"] = self.committer.published(manifest.published, closed.uploaded[-1].rpartition("/")[2].partition(".")[0])
         return changes
 
     def _is_kept(self, entry: TarEntry, manifest: ArchiveManifest) -> bool:

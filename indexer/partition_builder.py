@@ -21,14 +21,14 @@ from backends.catalog.objects import upload
 from contracts.chain import BatchSpan, Chain
 from contracts.deletes import DeleteDelta, Tombstone, encode_delete_delta
 from contracts.errors import SnapshotError
-from contracts.item import VersionOrder
+from contracts.item import VersionOrder, id_hash
 from contracts.ledger import encode_ledger
 from contracts.log import LogRecord
 from contracts.manifest import Checkpoint, LedgerEntry, Manifest, ObjectEntry, ReadManifest, SegmentEntry
 from contracts.media_patch import BaseRow
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, write_rows_part
 from contracts.vectors_batch import RUN_OPS, batch_schema, decode_batch, read_headers
-from indexer.commit import Committer, published_with
+from indexer.commit import Committer
 from indexer.field_parts import field_part
 from indexer.index_codecs import IndexCodecs
 from indexer.live_rows import LiveRows
@@ -193,8 +193,8 @@ class PartitionBuilder:
         Returns
         -------
         ReadManifest or None
-            None where an object with a newer ULID was published since the part was uploaded: garbage collection may take the part for forgotten, so
-            upload it again.
+            None where an object with a newer ULID was published since the part was uploaded, or the partition was claimed again: garbage collection
+            may take the part for forgotten, so upload it again.
 
         Raises
         ------
@@ -204,7 +204,7 @@ class PartitionBuilder:
             As `commit`. After an unknown outcome drop the part: either manifest is a good one.
         """
         name = FIELD_PART_PREFIX + part.field.name
-        if self.manifest.published.get(self.committer.writer, "") > part.ulid:
+        if part.epoch != self.committer.epoch or self.manifest.published.get(self.committer.claim_name, "") > part.ulid:
             return None
 
         def change(manifest: Manifest) -> Mapping[str, Any]:
@@ -216,7 +216,7 @@ class PartitionBuilder:
             return {
                 "segments": tuple(replaced if segment is found else segment for segment in manifest.segments),
                 "generation": {part.field.name: part.generation, **manifest.generation},
-                "published": published_with(manifest.published, self.committer.writer, part.ulid),
+                "published": self.committer.published(manifest.published, part.ulid),
             }
 
         read = self.committer.commit(self.checkpoint, change, self.ulids.mint())
@@ -224,6 +224,16 @@ class PartitionBuilder:
         self._take(read.manifest)
         logger.info("version %d of partition %d: %s of a segment is coded", read.manifest.version, self.source.partition, name)
         return read
+
+    def look_again(self) -> None:
+        """Take the newest manifest, since a segment of the last one was compacted away.
+
+        Raises
+        ------
+        UnavailableError
+            The store does not answer.
+        """
+        self._take(self.committer.look().manifest)
 
     def _take(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -296,7 +306,7 @@ class PartitionBuilder:
         bits = self.live.delete_bits(manifest, pending.sealed.touched)
         if bits or pending.sealed.tombstones:
             now_us = int(self.engines.clock.now_seconds() * 1_000_000)
-            tombstones = [Tombstone(i, offset, item, now_us, origin, number) for i, offset, item, origin, number in pending.sealed.tombstones]
+            tombstones = [Tombstone(id_hash(i), offset, item, now_us, origin, at) for i, offset, item, origin, at in pending.sealed.tombstones]
             newest = self.ulids.mint()
             deletes = (*deletes, self._upload(newest, "deletes", encode_delete_delta(DeleteDelta(bits, tombstones))))
         if pending.entry is not None:
@@ -308,7 +318,7 @@ class PartitionBuilder:
             "checkpoint": pending.checkpoint,
             "schema_version": self.collection.schema_version,
             "generation": {**pending.generation, **manifest.generation},
-            "published": published_with(manifest.published, self.committer.writer, newest),
+            "published": self.committer.published(manifest.published, newest),
         }
 
     def _count_conflict(self) -> None:

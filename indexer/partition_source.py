@@ -91,8 +91,8 @@ class PartitionSource:
         if media_offset < bounds.start_offset:
             raise DataLossError(
                 f"{where}: offsets {media_offset} to {bounds.start_offset} were removed by retention before they were embedded",
-                hint="raise the topic's retention, then create a new collection on it (`headwater collection create --source-topic`): "
-                "that one begins at the oldest record that is left",
+                hint="raise the topic's retention, then give them up, and the partition goes on by itself: "
+                f"`headwater skip {self.collection.name} --partition {self.partition} --to earliest`",
             )
         if media_offset > bounds.next_offset:
             raise DataLossError(
@@ -128,14 +128,24 @@ class ChainScan:
         """
         topic, partition = self.source.index.vectors_topic, self.source.partition
         bounds = self.source.engines.log.bounds(topic)[partition]
-        if self.vectors_offset < bounds.start_offset:
-            raise SnapshotError(f"{topic}/{partition}: offset {self.vectors_offset} is below the log's start", hint="take the newest manifest")
+        self._check_start(bounds.start_offset)
         if self.vectors_offset >= bounds.next_offset:
             return self.chain.expected
         if self._reader is None:
             self._reader = self.source.engines.log.reader(topic, {partition: self.vectors_offset})
-        self._walk(self._reader, bounds.next_offset)
+        try:
+            self._walk(self._reader, bounds.next_offset)
+        except DataLossError:
+            self._check_start(self.source.engines.log.bounds(topic)[partition].start_offset)  # truncated since its bounds were read
+            raise
         return self.chain.expected
+
+    def _check_start(self, start_offset: int) -> None:
+        if self.vectors_offset < start_offset:
+            raise SnapshotError(
+                f"{self.source.index.vectors_topic}/{self.source.partition}: offset {self.vectors_offset} is below the log's start",
+                hint="take the newest manifest",
+            )
 
     def close(self) -> None:
         """Let go of the reader; a later `advance`, also of another thread, opens one anew."""
@@ -153,6 +163,14 @@ class ChainScan:
                 self.vectors_offset = record.offset + 1
             if not records:
                 self.vectors_offset = max(self.vectors_offset, reader.position(self.source.partition))
+
+
+def chain_end(source: PartitionSource) -> ChainScan:
+    """A scan that stands at the vectors topic's present end: `chain.expected` is the first media offset that is not embedded."""
+    scan = source.chain_scan()
+    scan.advance()
+    scan.close()
+    return scan
 
 
 def _topic_id(info: object) -> str | None:

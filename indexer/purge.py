@@ -1,10 +1,10 @@
 """Purge: what a collection stores of some ids, found and removed (privacy).
 
     find -> send deletes -> forbid archiving what lies below them -> rewrite tars -> delete old tars
-    -> look at what came since `find` -> delete the claim-check objects that nothing else names
+    -> ask the compactors to rewrite segments -> look at what came since `find` -> delete the claim-check objects that nothing else names
 
 Takes: ids. Gives: what was found, and a report of what was done. Owns: the order of steps, which makes a purge that was killed repeatable.
-Never: promises more than it did: logs keep their records until retention, and segments theirs until compaction.
+Never: promises more than it did: logs keep their records until retention, and segments theirs until a compactor has rewritten them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from indexer.archive_rewrite import rewrite_tar
 from indexer.archive_sweep import condemn_unnamed, delete_condemned
 from indexer.commit import Committer
 from indexer.partition_archiver import archive_limits, ensure_archive, tar_entry
+from indexer.purge_requests import request_purge
 
 logger = logging.getLogger(__name__)
 DELIVERY_SECONDS = 60.0
@@ -179,12 +180,13 @@ class Purge:
         for done, (partition, purges) in enumerate(sorted(below.items())):
             self.tell("rewriting tars", done, len(below))
             self._purge_partition(partition, purges, report)
+        self._request_compaction(below)
         self._look_again(findings, below)
         self._delete_claims(findings, report)
         return report
 
     def _send_deletes(self, findings: Findings, report: PurgeReport) -> dict[int, dict[bytes, int]]:
-        """Delete the ids through the media topic; per partition, the offset below which each id's records go."""
+        """Delete the ids through the media topic; per partition, the offset below which each id's records go, the delete itself included."""
         topic, producer = self.collection.source_topic, self.engines.log.producer()
         id_header = self.collection.id_from.removeprefix("header:") if self.collection.id_from.startswith("header:") else None
         below: dict[int, dict[bytes, int]] = {}
@@ -203,7 +205,7 @@ class Purge:
             producer.flush(DELIVERY_SECONDS)
             for (partition, item_id), future in sent.items():
                 offset = future.result(DELIVERY_SECONDS).offset
-                below.setdefault(partition, {})[id_hash(item_id)] = offset
+                below.setdefault(partition, {})[id_hash(item_id)] = offset + 1
                 report.deletes[partition] = max(offset, report.deletes.get(partition, 0))
         finally:
             producer.close()
@@ -240,6 +242,12 @@ class Purge:
                 raise NotFoundError(f"{chain.keys.prefix} has no manifest any more", hint="was the collection deleted?")
             read = head
         delete_condemned(store, committer, read)
+
+    def _request_compaction(self, below: Mapping[int, Mapping[bytes, int]]) -> None:
+        keys = CollectionKeys(self.collection.name, self.collection.incarnation)
+        for index in self.collection.indexes:
+            for partition, purges in sorted(below.items()):
+                request_purge(self.engines.store, keys.index(index.name).partition(partition), purges)
 
     def _next_hit(self, manifest: ArchiveManifest, purges: Mapping[bytes, int]) -> TarEntry | None:
         """The first tar that holds a record of the ids below their deletes."""

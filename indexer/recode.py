@@ -31,7 +31,7 @@ FOOTER_BYTES = 64 * 1024
 class RecodedPart:
     """A part that is uploaded and waits for its commit.
 
-    `ulid` names the new object; its key must be published before any newer one of the same writer and partition, else it is uploaded again.
+    `ulid` names the new object; it must be published before any newer one of the same claim, else it is uploaded again.
     """
 
     partition: int
@@ -40,6 +40,7 @@ class RecodedPart:
     generation: int
     replaced: ObjectEntry
     entry: ObjectEntry
+    epoch: int
     ulid: str
     data: bytes
 
@@ -94,10 +95,10 @@ def recode_part(place: PartPlace, segment: SegmentEntry, field: FieldRecord, qua
         raise CorruptError(f"{replaced.key}: vectors of {part.meta['rows']} rows, the segment has {segment.rows}")
     data = write_coded_part(field, coded_part(quantizer, part.matrix, part.rows, segment.rows))
     ulid, entry = place.upload(name, data)
-    return RecodedPart(place.keys.partition, segment.segment_id, field, quantizer.number, replaced, entry, ulid, data)
+    return RecodedPart(place.keys.partition, segment.segment_id, field, quantizer.number, replaced, entry, place.epoch, ulid, data)
 
 
 def upload_again(place: PartPlace, part: RecodedPart) -> RecodedPart:
     """The same bytes under a newer ULID, since a newer one was published before the first could be."""
     ulid, entry = place.upload(FIELD_PART_PREFIX + part.field.name, part.data)
-    return RecodedPart(part.partition, part.segment_id, part.field, part.generation, part.replaced, entry, ulid, part.data)
+    return RecodedPart(part.partition, part.segment_id, part.field, part.generation, part.replaced, entry, place.epoch, ulid, part.data)

@@ -1,6 +1,6 @@
-"""A role over many collections: one worker thread per collection, found by looking at the catalog again and again.
+"""A role over many collections: one worker thread per collection (or index), found by looking at the catalog again and again.
 
-Takes: a way to make a worker for a collection. Gives: running workers. Owns: discovery, and the end of all when one fails for good.
+Takes: a way to make a worker for a collection. Gives: running workers, told of changes. Owns: discovery, and the end of all when one fails for good.
 Never: knows what the workers do.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from backends.catalog.collections import CollectionCatalog
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
-from contracts.errors import SettingsError, SnapshotError, UnavailableError
+from contracts.errors import CorruptError, SettingsError, SnapshotError, UnavailableError
 
 logger = logging.getLogger(__name__)
 DISCOVERY_SECONDS = 2.0
@@ -30,20 +30,34 @@ class Worker(Protocol):
         ...
 
 
+@runtime_checkable
+class FollowsRecord(Protocol):
+    """A worker that wants to know of every newer version of its collection's record."""
+
+    def take(self, record: CollectionRecord) -> None:
+        """See it (from another thread)."""
+        ...
+
+
 class _Running:
-    def __init__(self, make: Callable[[], Worker], collection: str, failed: threading.Event) -> None:
-        self.collection = collection
+    """A worker in its thread; `seen` is the record that it was made for."""
+
+    def __init__(self, make: Callable[[CollectionRecord], Worker], seen: CollectionRecord, newest: CollectionRecord, failed: threading.Event) -> None:
+        self.collection = seen.name
         self.stop = threading.Event()
         self.error: BaseException | None = None
         self.is_told = False
-        self._make, self._failed = make, failed
-        self.thread = threading.Thread(target=self._run, name=f"worker-{collection}")
+        self._make, self._seen, self._newest, self._failed = make, seen, newest, failed
+        self._worker: Worker | None = None
+        self.thread = threading.Thread(target=self._run, name=f"worker-{self.collection}")
         self.thread.start()
 
     def _run(self) -> None:
         while not self.stop.is_set():
             try:
-                self._make().run(self.stop)
+                self._worker = self._make(self._seen)
+                self.take(self._newest)
+                self._worker.run(self.stop)
             except UnavailableError as error:  # it would end all other collections, and the query service in the same process
                 logger.warning("%s begins again: %s", self.thread.name, error)
                 self.stop.wait(RESTART_SECONDS)
@@ -51,6 +65,12 @@ class _Running:
                 self.error = error
                 self._failed.set()
                 return
+
+    def take(self, record: CollectionRecord) -> None:
+        """Hand on the newest version of the collection's record."""
+        self._newest = record
+        if isinstance(self._worker, FollowsRecord):
+            self._worker.take(record)
 
 
 def run_collections(
@@ -61,6 +81,7 @@ def run_collections(
     *,
     stage: str,
     ends_without_work: bool = False,
+    each_index: bool = False,
 ) -> None:
     """Keep one worker per collection until `stop` is set.
 
@@ -78,6 +99,8 @@ def run_collections(
         What a collection that is stopped counts under: ``headwater_records_total`` with the outcome ``stopped``.
     ends_without_work : bool
         End with its error once every collection is stopped; False where the process has other work.
+    each_index : bool
+        Keep a worker for each index of a collection, made for the record as that index sees it; one for the collection where it is False.
 
     Raises
     ------
@@ -89,12 +112,14 @@ def run_collections(
     running: dict[str, _Running] = {}
     try:
         while not stop.is_set():
-            _follow_catalog(catalog, wanted, running, failed, make)
+            _follow_catalog(catalog, wanted, running, failed, make, each_index)
             if failed.is_set():
                 failed.clear()
                 _tell_stopped(engines, running.values(), stage, is_alone=wanted is None)
             if _fatal_error(running.values(), ends_without_work) is not None:
-                break
+                _follow_catalog(catalog, wanted, running, failed, make, each_index)  # what was deleted meanwhile takes its error along
+                if _fatal_error(running.values(), ends_without_work) is not None:
+                    break
             _wait_any(stop, failed, DISCOVERY_SECONDS)
     finally:
         for worker in running.values():
@@ -130,19 +155,34 @@ def _follow_catalog(
     running: dict[str, _Running],
     failed: threading.Event,
     make: Callable[[CollectionRecord], Worker],
+    each_index: bool,
 ) -> None:
     try:
         found = catalog.list() if wanted is None else [record for name in wanted if (record := catalog.find(name)) is not None]
     except (UnavailableError, SnapshotError) as error:
         logger.warning("the catalog does not answer, trying again: %s", error)
         return
-    live = {record.incarnation: record for record in found}
-    for incarnation in [i for i in running if i not in live]:
-        running[incarnation].stop.set()
-        running.pop(incarnation).thread.join()
-    for incarnation, record in live.items():
-        if incarnation not in running:
-            running[incarnation] = _Running(lambda record=record: make(record), record.name, failed)  # type: ignore[misc]
+    except CorruptError as error:
+        if not running:
+            raise
+        logger.error("the catalog cannot be read, what runs goes on: %s", error)
+        return
+    live = {work: told for record in found for work, told in _works(record, each_index).items()}
+    for gone in [work for work in running if work not in live]:
+        running[gone].stop.set()
+        running.pop(gone).thread.join()
+    for work, (seen, newest) in live.items():
+        if work in running:
+            running[work].take(newest)
+        else:
+            running[work] = _Running(make, seen, newest, failed)
+
+
+def _works(record: CollectionRecord, each_index: bool) -> dict[str, tuple[CollectionRecord, CollectionRecord]]:
+    """What there is to work on, by identity: the record that a worker is made for, and the newest one."""
+    if not each_index:
+        return {record.incarnation: (record, record)}
+    return {f"{record.incarnation}/{index.name}": (record.seen_by(index.name), record) for index in record.indexes}
 
 
 def _wait_any(stop: threading.Event, failed: threading.Event, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The embed worker's watchdog: an acknowledged batch may still be lost, or dropped by the chain rule; it reads back what was written.
 
-Takes: the worker's runs. Gives: lag, and a call for each partition that has to go back. Owns: the scans of the runs it watches.
+Takes: the worker's runs, and the paused partitions that it holds. Gives: lag, and a call for each partition that has to go back.
+Owns: the scans of what it watches.
 Never: mends anything itself.
 """
 
@@ -8,17 +9,32 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
+from contracts.collection import CollectionRecord
 from contracts.engines import Engines
-from contracts.errors import SnapshotError, UnavailableError
-from contracts.head_lag import HeadLag
+from contracts.errors import CorruptError, SnapshotError, UnavailableError
 from indexer.partition_run import PartitionRun
 from indexer.partition_source import ChainScan
+from indexer.stage_lag import StageLag
 
 logger = logging.getLogger(__name__)
 
-GoBack = Callable[[int, int, BaseException], None]
+
+class Watched(Protocol):
+    """What the watchdog sees of its worker, which changes all of it meanwhile."""
+
+    engines: Engines
+    collection: CollectionRecord
+    runs: dict[int, PartitionRun]
+    held: dict[int, PartitionRun]
+    owned: set[int]
+    is_active: bool
+
+    def go_back(self, partition: int, run_number: int, error: BaseException) -> None:
+        """Told where the chain is not what the worker wrote (any thread)."""
+        ...
 
 
 class Watchdog:
@@ -26,51 +42,43 @@ class Watchdog:
 
     Parameters
     ----------
-    engines : Engines
-        Log, settings, metrics.
-    collection_name, source_topic : str
-        Whose records are worked on.
-    runs : Mapping of int to PartitionRun
-        By partition; the worker changes it meanwhile.
-    go_back : callable
-        Told partition, run number and error where the chain is not what the worker wrote.
+    worker : Watched
+        Whose runs.
     """
 
-    def __init__(self, engines: Engines, collection_name: str, source_topic: str, runs: Mapping[int, PartitionRun], go_back: GoBack) -> None:
-        self._engines, self._collection, self._topic = engines, collection_name, source_topic
-        self._runs, self._go_back = runs, go_back
-        self._lag = HeadLag()
+    def __init__(self, worker: Watched) -> None:
+        self._worker, self._engines = worker, worker.engines
+        self._lag = StageLag(worker.engines, worker.collection, worker.collection.source_topic, "embed")
 
     def run(self, stop: threading.Event) -> None:
         """Look every `embed_watchdog_seconds` until `stop` is set."""
         watched: dict[int, ChainScan] = {}
         while not stop.wait(self._engines.settings.embed_watchdog_seconds):
-            runs = dict(self._runs)
-            current = {run.number: run.scan for run in runs.values()}
+            runs, held = dict(self._worker.runs), dict(self._worker.held)
+            current = {run.number: run.scan for run in (*runs.values(), *held.values())}
             for number in watched.keys() - current.keys():
                 watched[number].close()
             watched = current
-            for partition, run in runs.items():
+            for partition, run in (runs | held).items():
                 try:
-                    self._check(partition, run)
-                except (UnavailableError, SnapshotError) as error:
+                    self._check(partition, run) if partition in runs else run.scan.advance()
+                except (UnavailableError, SnapshotError, CorruptError) as error:  # a corrupt one stops the partition where it begins again
                     logger.warning("the watchdog cannot read partition %d: %s", partition, error)
-                    if isinstance(error, SnapshotError):
-                        self._go_back(partition, run.number, error)
-            self._measure_lag(runs)
+                    if not isinstance(error, UnavailableError):
+                        self._worker.go_back(partition, run.number, error)
+            self._measure_lag(runs, held)
         for scan in watched.values():
             scan.close()
 
-    def _measure_lag(self, runs: Mapping[int, PartitionRun]) -> None:
+    def _measure_lag(self, runs: Mapping[int, PartitionRun], held: Mapping[int, PartitionRun]) -> None:
+        if not self._worker.is_active:  # two indexes of a collection have one lag: that of the index that answers
+            return
+        done = {p: run.sent_next for p, run in runs.items()} | {p: run.scan.chain.expected for p, run in held.items()}
+        self._engines.metrics.paused.labels(self._worker.collection.name, "embed").set(len(held))
         try:
-            heads = {p: b.next_offset for p, b in self._engines.log.bounds(self._topic).items() if p in runs}
+            self._lag.measure(done, self._worker.owned)
         except UnavailableError:
             return  # the fetch loop tells
-        now = self._engines.clock.monotonic_seconds()
-        done = {partition: run.sent_next for partition, run in runs.items()}
-        self._lag.observe(heads, now)
-        self._lag.forget(done)
-        self._engines.metrics.set_lag(self._collection, "embed", self._lag.records(done), self._lag.seconds(done, now))
 
     def _check(self, partition: int, run: PartitionRun) -> None:
         sent = run.sent_next
@@ -78,8 +86,10 @@ class Watchdog:
         if run.scan.chain.expected < sent or sent == run.checked_next:
             end = run.scan.advance()
             behind = end < run.checked_next  # two looks in a row: what was sent a whole interval ago must be in the chain
-            ahead = end > run.fetched_next
+            is_outrun = end > sent == run.checked_next == run.sent_next  # nothing was sent for as long: another one wrote, such as `skip`
+            ahead = end > run.fetched_next or is_outrun
         if behind or ahead:
             what = "behind" if behind else "ahead of"
-            self._go_back(partition, run.number, UnavailableError(f"the chain stands at {run.scan.chain.expected}, {what} what this worker wrote"))
+            error = UnavailableError(f"the chain stands at {run.scan.chain.expected}, {what} what this worker wrote")
+            self._worker.go_back(partition, run.number, error)
         run.checked_next = sent

@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 DISCOVERY_SECONDS = 2.0
 OBSERVE_SECONDS = 1.0
+HANDOVER_LOOK_SECONDS = 1.0
+"""How long one look for the moment lasts at which a new view has come as far as the served one."""
+HANDOVER_SECONDS = 30.0
+"""How long the served view is kept for one that is loaded and stays behind it."""
 
 
 class Collections:
@@ -38,6 +42,7 @@ class Collections:
         self._node = Node.of(engines)
         self._served: dict[str, CollectionView] = {}
         self._arriving: dict[str, CollectionView] = {}
+        self._ready_at: dict[str, float] = {}  # since when an arriving view is loaded
         self._listed = False
         self._stop = threading.Event()
         self._threads = [
@@ -125,19 +130,37 @@ class Collections:
                 served.stop()
             return
         served.start()
-        if served.record == record:
+        if _is_same(served.record, record):
+            self._drop_arriving(name)
             return
         arriving = self._arriving.get(name)
-        if arriving is None or arriving.record != record:
+        if arriving is None or not _is_same(arriving.record, record):
             self._drop_arriving(name)
             self._arriving[name] = CollectionView(self._engines, record, self._node)
         self._arriving[name].start()
-        if self._arriving[name].ready:  # another schema or index of the same incarnation: the old view serves until now
+        if self._may_replace(name, served):  # another schema or index of the same incarnation: the old view serves until now
             self._served[name] = self._arriving.pop(name)
+            self._ready_at.pop(name, None)
             served.stop()
+
+    def _may_replace(self, name: str, served: CollectionView) -> bool:
+        """Whether the arriving view knows all that is served; after a while also one that is behind, as an operator may have wanted it."""
+        arriving, now = self._arriving[name], self._engines.clock.monotonic_seconds
+        if not arriving.ready:
+            return False
+        ready_at = self._ready_at.setdefault(name, now())
+        end = now() + HANDOVER_LOOK_SECONDS
+        while not self._stop.is_set() and now() < end:
+            goal = served.snapshot().expected  # first: both move on
+            reached = arriving.snapshot().expected
+            if all(reached.get(partition, -1) >= offset for partition, offset in goal.items()):
+                return True
+            self._stop.wait(0.005)
+        return now() - ready_at > HANDOVER_SECONDS
 
     def _drop_arriving(self, name: str) -> None:
         arriving = self._arriving.pop(name, None)
+        self._ready_at.pop(name, None)
         if arriving is not None:
             arriving.stop()
 
@@ -155,3 +178,8 @@ class Collections:
             except HeadwaterError as error:
                 logger.warning("collections cannot be looked at now: %s", error)
             self._stop.wait(seconds)
+
+
+def _is_same(served: CollectionRecord, record: CollectionRecord) -> bool:
+    """Whether a view of the one answers for the other: a pause, or an index that is not active, changes nothing here."""
+    return served.seen_by(served.active_index) == record.seen_by(record.active_index)

@@ -31,8 +31,20 @@ class BodyTooLargeError(SettingsError):
         super().__init__(f"the body is larger than {max_bytes} bytes", hint="send less, or raise HEADWATER_MAX_BODY_BYTES")
 
 
+class DeletesOffError(SettingsError):
+    """The operator has not allowed deletes through this service."""
+
+    code = "deletes_off"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this service takes no deletes", hint="set HEADWATER_QUERY_DELETES=true where all callers may delete; producers always can, by key"
+        )
+
+
 _STATUS: tuple[tuple[type[HeadwaterError], int, str], ...] = (
     (BodyTooLargeError, 413, "invalid"),
+    (DeletesOffError, 403, "invalid"),
     (NotFoundError, 404, "not_found"),
     (SettingsError, 400, "invalid"),
     (UnavailableError, 503, "unavailable"),

@@ -91,7 +91,15 @@ class CountRequest(Body):
     consistency: Consistency = Consistency()
 
 
-MODELS: tuple[type[Body], ...] = (QueryRequest, QueryBatchRequest, ScrollRequest, CountRequest)
+class DeleteRequest(Body):
+    """`POST points/delete`: the items of one snapshot that are named, or that pass a filter."""
+
+    points: list[Annotated[str, StringConstraints(min_length=1, max_length=512)] | int] | None = Field(None, max_length=10_000, description="ids")
+    filter: Any = Field(None, description="as in points/query, with at least one condition", examples=[FILTER_EXAMPLE])
+    consistency: Consistency = Consistency()
+
+
+MODELS: tuple[type[Body], ...] = (QueryRequest, QueryBatchRequest, ScrollRequest, CountRequest, DeleteRequest)
 BodyType = TypeVar("BodyType", bound=Body)
 
 

@@ -20,10 +20,11 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from contracts.engines import Engines
 from contracts.errors import HeadwaterError, SettingsError
 from query.collection_view import CollectionSnapshot, CollectionView
+from query.deletes import SentDeletes, send_deletes
 from query.discovery import Collections
 from query.freshness import fresh_snapshot
-from query.http_errors import NO_SNIFF, of_error, status_of
-from query.http_models import Body, BodyType, Consistency, CountRequest, QueryBatchRequest, QueryRequest, ScrollRequest, read_body
+from query.http_errors import NO_SNIFF, DeletesOffError, of_error, status_of
+from query.http_models import Body, BodyType, Consistency, CountRequest, DeleteRequest, QueryBatchRequest, QueryRequest, ScrollRequest, read_body
 from query.pipeline import Answer, Pipeline
 
 MEDIA_HEADERS = NO_SNIFF | {
@@ -73,6 +74,7 @@ class PointRoutes:
             ("/count", self.count, CountRequest),
         ):
             router.add_api_route(PREFIX + path, handler, methods=["POST"], openapi_extra=_body_of(model), response_class=Response)
+        router.add_api_route(PREFIX + "/delete", self.delete, methods=["POST"], openapi_extra=_body_of(DeleteRequest), response_class=Response)
         for action in ("/media", "/thumbnail", "/lineage", ""):
             router.add_api_route(
                 PREFIX + "/{item_id:any_text}" + action,
@@ -107,6 +109,41 @@ class PointRoutes:
     async def count(self, request: Request, collection: CollectionName) -> Response:
         """Count the points that pass a filter."""
         return await self._read(request, collection, CountRequest, lambda body: lambda pinned: self._pipeline.count(pinned, body))
+
+    async def delete(
+        self,
+        request: Request,
+        collection: CollectionName,
+        wait: Annotated[bool, Query(description="answer once this node no longer shows the items")] = False,
+    ) -> Response:
+        """Delete points by id or filter: one delete for each item of the snapshot, through the media topic."""
+        sent: list[SentDeletes] = []
+
+        async def work() -> tuple[Consistency, Work]:
+            if not self._engines.settings.query_deletes:
+                raise DeletesOffError
+            if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+                raise SettingsError(
+                    "a delete is a body of type application/json", hint="send content-type: application/json"
+                )  # no form of a web page is
+            body = read_body(await request.body(), DeleteRequest, self._engines.settings.max_body_bytes)
+
+            def send(pinned: CollectionSnapshot) -> Answer:
+                sent.append(send_deletes(self._engines, pinned, body))
+                return _deleted(sent[0], pinned.record.source_topic, "acknowledged")
+
+            return body.consistency, send
+
+        answer = await self._answer(collection, work)
+        if not wait or not sent or answer.status_code != 200:
+            return answer
+
+        async def seen() -> tuple[Consistency, Work]:
+            offsets = {str(partition): offset for partition, offset in sent[0].next_offsets.items()}
+            return Consistency(min_offsets=offsets), lambda pinned: _deleted(sent[0], pinned.record.source_topic, "completed")
+
+        waited = await self._answer(collection, seen)
+        return waited if waited.status_code == 200 else answer  # it is in the log: the caller may ask with min_offsets
 
     async def point(
         self, request: Request, collection: CollectionName, size: Annotated[int, Query(description="longer side of a thumbnail, in pixels")] = 256
@@ -165,6 +202,11 @@ def _run(view: CollectionView, pinned: CollectionSnapshot, work: Work, started: 
     body["freshness"] = view.freshness(answer.snapshot or pinned)
     data = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
     return Response(data, 200, NO_SNIFF, "application/json")
+
+
+def _deleted(sent: SentDeletes, topic: str, status: str) -> Answer:
+    offsets = {f"{topic}/{partition}": offset for partition, offset in sorted(sent.next_offsets.items())}
+    return Answer({"operation_id": None, "status": status, "deletes": sent.sent, "remaining": sent.remaining, "next_offsets": offsets})
 
 
 def _media(media: Any) -> Response:

@@ -27,5 +27,5 @@ class Node:
     def of(cls, engines: Engines) -> Node:
         """As the settings say."""
         settings = engines.settings
-        cache = SegmentCache(settings.cache_dir / SEGMENTS_FOLDER, engines.store, settings.cache_bytes)
+        cache = SegmentCache(settings.cache_dir / SEGMENTS_FOLDER, engines.store, settings.cache_bytes, settings.cache_seconds)
         return cls(cache, MemoryBudget(settings.memory_bytes), LoadPool(settings.load_threads))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from contracts.chain import BatchSpan, Chain
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.errors import CorruptError
-from contracts.item import VersionOrder, id_hashes
+from contracts.item import VersionOrder, id_hash, id_hashes
 from contracts.log import LogRecord
 from contracts.media_patch import BaseRow
 from contracts.vectors_batch import CommitNotice, batch_schema, decode_batch, read_headers
@@ -127,7 +127,8 @@ class Partition:
     def _loses(self, item_id: str, order: VersionOrder) -> bool:
         """Whether a replayed version is older than a stored row or a tombstone of its id (also where the row is dead: deletes stay)."""
         assert self._loaded is not None, "take_record looked"
-        tombstones = (delta.tombstones.get(item_id) for delta in self._loaded.deltas.values())
+        hashed = id_hash(item_id)
+        tombstones = (delta.tombstones.get(hashed) for delta in self._loaded.deltas.values())
         if any(tombstone is not None and tombstone > order for tombstone in tombstones):
             return True
         found = self._stored(id_hashes([item_id]))

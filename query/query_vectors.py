@@ -123,9 +123,8 @@ def checked_vector(values: Sequence[float] | NDArray[np.floating[Any]], field: F
         wide = values.astype(np.float64) if isinstance(values, np.ndarray) else np.fromiter(values, np.float64, count)
     except OverflowError:
         raise _bad_vector("the query has a number beyond float64") from None
-    if (
-        field.metric == "cosine" and 0 < (norm := math.sqrt(np.vdot(wide, wide))) <= _LARGEST
-    ):  # then no number is too large: the usual case, in one pass
+    # a norm that is not too large says the same of every number: the usual case, in one pass
+    if field.metric == "cosine" and 0 < (norm := math.sqrt(np.vdot(wide, wide))) <= _LARGEST:
         return (wide / norm).astype(np.float32)
     if not np.abs(wide).max() <= _LARGEST:  # also where one is NaN
         raise _bad_vector("the query has a number that is not finite as float32")

@@ -176,7 +176,7 @@ def _search_coded(
             nprobe, settles = plan.nprobe, passing < SETTLE_BELOW * numbering.allowed.count()
     if settles:
         found, distances, taken = settle(
-            lambda some, lists: tiers.closest(queries[some], fetch, candidates, lists, allowed), len(queries), nprobe, nlist
+            lambda some, lists, times: tiers.closest(queries[some], fetch, times * candidates, lists, allowed), len(queries), nprobe, nlist
         )
         compared = (tiers.rows * taken // nlist).tolist()
     else:

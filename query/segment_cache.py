@@ -3,7 +3,7 @@
 A file is written under another name and renamed, so that no process sees half of one; it is compared with its sha256 when it is downloaded, and again
 when a process opens it for the first time, since disks forget too. What differs is downloaded anew. So nothing is synced: a machine that loses power
 loses some files of a cache, and a node that starts cold does not wait for its disk. Beyond the limit, files that were not
-used for longest go first, but never one that this process has mapped.
+used for longest go first, but never one that this process has mapped. What was compacted away goes too, some time later.
 
 Takes: manifest entries. Gives: their bytes, mapped. Owns: the folder. Never: hands out bytes that were not checked, or keeps a second copy in memory.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import mmap
 import os
 import threading
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 8 * 1024 * 1024
 """Read at once from the store, so that a large object is never in memory as a whole."""
 ABANDONED_SECONDS = 86_400.0
+SWEEP_SECONDS = 3600.0
+"""How often at most the folder is looked through for what nobody uses any more."""
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Never through a link that somebody planted."""
 _TEMPORARY = ".part"
 _names = count()
 
@@ -46,10 +51,13 @@ class SegmentCache:
         Where they come from.
     limit_bytes : int
         Bytes of all files, 0 for no limit; exceeded only by what is mapped.
+    unused_seconds : float
+        After how long files that this process has not mapped are removed.
     """
 
-    def __init__(self, folder: Path, store: ObjectStore, limit_bytes: int) -> None:
-        self._folder, self._store, self._limit_bytes = folder, store, limit_bytes
+    def __init__(self, folder: Path, store: ObjectStore, limit_bytes: int, unused_seconds: float = math.inf) -> None:
+        self._folder, self._store, self._limit_bytes, self._unused_seconds = folder, store, limit_bytes, unused_seconds
+        self._next_sweep = time.monotonic() + min(SWEEP_SECONDS, unused_seconds)  # not before a start has opened what it needs
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
         self._mapped: weakref.WeakValueDictionary[str, mmap.mmap] = weakref.WeakValueDictionary()
@@ -122,7 +130,7 @@ class SegmentCache:
         temporary = path.with_name(f"{entry.sha256}.{os.getpid()}.{next(_names)}{_TEMPORARY}")
         digest, written = hashlib.sha256(), 0
         try:
-            with temporary.open("wb", buffering=0) as file:
+            with os.fdopen(os.open(temporary, _NEW_FILE, 0o600), "wb", buffering=0) as file:
                 for block in self._blocks(entry):
                     digest.update(block)
                     file.write(block)
@@ -154,6 +162,12 @@ class SegmentCache:
 
     # ---- room -----------------------------------------------------------------------------------------------------
     def _evict(self, newest: str) -> None:
+        if time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + min(SWEEP_SECONDS, self._unused_seconds)
+            unused_since = time.time() - self._unused_seconds
+            for used_at, size, path in self._files():
+                if used_at < unused_since and self._is_idle(path, newest):
+                    self._remove(path, size)
         if not self._limit_bytes or self._size_bytes <= self._limit_bytes:
             return
         files = sorted(self._files())
@@ -162,8 +176,11 @@ class SegmentCache:
         for _, size, path in files:
             if self._size_bytes <= self._limit_bytes:
                 return
-            if path.name != newest and path.name not in self._mapped and path.name not in self._opening:
+            if self._is_idle(path, newest):
                 self._remove(path, size)
+
+    def _is_idle(self, path: Path, newest: str) -> bool:
+        return path.name != newest and path.name not in self._mapped and path.name not in self._opening
 
     def _remove(self, path: Path, size: int) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process was faster

@@ -77,10 +77,10 @@ class LoadedSegment:
 
 @dataclass(frozen=True, slots=True)
 class LoadedDelta:
-    """A delete delta: deleted rows by segment, and the newest deleted version of each id."""
+    """A delete delta: deleted rows by segment, and the newest deleted version of each id by the id's hash."""
 
     rows: Mapping[str, NDArray[np.uint32]]
-    tombstones: Mapping[str, VersionOrder]
+    tombstones: Mapping[bytes, VersionOrder]
 
 
 class SegmentLoader:
@@ -171,9 +171,9 @@ def check_quantizer(part: CodedPart, quantizer: Quantizer, where: str) -> None:
 def load_delta(store: ObjectStore, entry: ObjectEntry) -> LoadedDelta:
     """Download, check and open a delete delta; raises as `SegmentLoader.load`."""
     delta = decode_delete_delta(download(store, entry), entry.key)
-    tombstones: dict[str, VersionOrder] = {}
+    tombstones: dict[bytes, VersionOrder] = {}
     for tombstone in delta.tombstones:
-        before = tombstones.get(tombstone.id)
+        before = tombstones.get(tombstone.id_hash)
         if before is None or tombstone.order > before:
-            tombstones[tombstone.id] = tombstone.order
+            tombstones[tombstone.id_hash] = tombstone.order
     return LoadedDelta({name: np.array(bitmap.to_array(), np.uint32) for name, bitmap in delta.bitmaps.items()}, tombstones)

@@ -89,6 +89,30 @@ def read_lists(data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.i
     CorruptError
         A size differs, the bytes end early or late, or the lists hold other ids.
     """
+    view, vectors = _checked(data, quantizer, ids, where)[0], len(ids)
+    reader = faiss.VectorIOReader()
+    faiss.copy_array_to_vector(np.frombuffer(view, np.uint8), reader.data)
+    return holding(quantizer, faiss.read_InvertedLists(reader), vectors, owns=True)
+
+
+def unpack_lists(
+    data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.integer[Any]], where: str
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """List numbers, shape (n,), and codes, shape (n, code_bytes), in the order of `ids`; parameters and errors as `read_lists`."""
+    view, found = _checked(data, quantizer, ids, where)
+    stored, width = np.frombuffer(view, np.uint8), quantizer.code_bytes
+    numbers, codes = np.empty(len(ids), np.int64), np.empty((len(ids), width), np.uint8)
+    at = found.start
+    for number in np.flatnonzero(found.sizes).tolist():
+        size = int(found.sizes[number])
+        ids_at, end = at + size * width, at + size * (width + _ID_BYTES)
+        rows = np.searchsorted(ids, stored[ids_at:end].view("<i8"))
+        numbers[rows], codes[rows] = number, stored[at:ids_at].reshape(size, width)
+        at = end
+    return numbers, codes
+
+
+def _checked(data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.integer[Any]], where: str) -> tuple[memoryview, ListSizes]:
     view = memoryview(data).cast("B")
     found = list_sizes(view, quantizer.nlist, quantizer.code_bytes, where)
     vectors = int(found.sizes.sum())
@@ -96,9 +120,7 @@ def read_lists(data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.i
         raise CorruptError(f"{where}: the lists hold {vectors} vectors in {len(view)} bytes, the part says {len(ids)} vectors")
     if not np.array_equal(np.sort(stored_ids(view, found, quantizer.code_bytes)), ids):
         raise CorruptError(f"{where}: the lists hold other rows than the part")
-    reader = faiss.VectorIOReader()
-    faiss.copy_array_to_vector(np.frombuffer(view, np.uint8), reader.data)
-    return holding(quantizer, faiss.read_InvertedLists(reader), vectors, owns=True)
+    return view, found
 
 
 def holding(quantizer: Quantizer, lists: faiss.InvertedLists, vectors: int, *, owns: bool) -> faiss.IndexIVFPQ:

@@ -1,10 +1,12 @@
 """Collections in the store: name chains and collection chains.
 
-Takes: an object store. Gives: collection records by name. Owns: creating, reading, deleting a name.
+Takes: an object store. Gives: collection records by name. Owns: creating, reading, changing, deleting.
 Never: creates topics (`headwater.collections` does both in the right order).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from backends.catalog.objects import put_settled
 from contracts.collection import CollectionRecord, NameRecord
@@ -101,6 +103,19 @@ class CollectionCatalog:
         if not put_settled(self.store, name_key(record.name, version), named.to_bytes()):
             raise self._taken(record.name)
         return record
+
+    def update(self, record: CollectionRecord, **changes: Any) -> CollectionRecord:
+        """Write the version that follows `record`, with `changes`.
+
+        Raises
+        ------
+        SnapshotError
+            `record` is not the newest version: someone else changed the collection.
+        """
+        following = CollectionRecord.model_validate({**dict(record), **changes, "version": record.version + 1})
+        if not put_settled(self.store, CollectionKeys(record.name, record.incarnation).version(following.version), following.to_bytes()):
+            raise SnapshotError(f"collection {record.name!r} was changed by someone else", hint="look at it again, then repeat")
+        return following
 
     def delete(self, name: str) -> CollectionRecord:
         """Mark a name as deleted; its objects are collected later. Returns what it meant."""

@@ -18,6 +18,8 @@ from contracts.manifest import Chained, Manifest, ReadVersion, object_version
 from contracts.object_keys import PartitionKeys
 from contracts.store import ObjectStore, PutOutcome
 
+BOUNDARY_ATTEMPTS = 5
+
 
 class ChainKeys(Protocol):
     """Keys of one partition's chain."""
@@ -78,6 +80,25 @@ class VersionChain(Generic[Chained]):
         """Highest manifest version that may have been deleted; 0 where nothing was."""
         found = self.store.get(self.keys.boundary)
         return 0 if found is None else int(found.data)
+
+    def advance_boundary(self, version: int) -> int:
+        """Raise the boundary to `version` by compare-and-swap, never lower it; returns what it is then.
+
+        Raises
+        ------
+        UnavailableError
+            The outcome is unknown: delete nothing.
+        """
+        for attempt in range(BOUNDARY_ATTEMPTS):
+            found = self.store.get(self.keys.boundary)
+            if found is not None and int(found.data) >= version:
+                return int(found.data)
+            outcome = self.store.compare_and_swap(self.keys.boundary, b"%d" % version, None if found is None else found.etag)
+            if outcome is not PutOutcome.CREATED:  # lost, or unknown: what is there now decides
+                time.sleep(min(0.05 * 2**attempt, 2.0))
+        if self.boundary() >= version:
+            return self.boundary()
+        raise UnavailableError(f"{self.keys.boundary}: the store does not say whether it was raised", hint="check the object store")
 
     def head(self) -> ReadVersion[Chained] | None:
         """Newest version, by listing; None for a partition that has no manifest yet."""

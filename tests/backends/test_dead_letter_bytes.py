@@ -10,6 +10,7 @@ from contracts.media_origin import MediaOrigin, replay_headers
 from indexer.dead_letter import dead_letter_record, read_dead_letter
 from indexer.slices import Rejection
 from tests.contracts.format_samples import collection
+from tests.examples import examples
 
 NAMES = st.sampled_from(["content-type", "hw_origin", "hw_items", "hw_reason", "__connect.errors.topic", "ce_id", "ü", ""]) | st.text(
     st.characters(exclude_categories=["Cs"]), max_size=12
@@ -30,7 +31,7 @@ def append(log: Log, topic: str, key: bytes | None, value: bytes | None, headers
     return record
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(key=st.none() | st.binary(max_size=60), value=st.none() | st.binary(max_size=300), headers=HEADERS, rejected=REJECTED)
 @example(key=b"", value=None, headers=(("a", b"2"), ("a", b""), ("a", b"1"), ("a", b"2")), rejected=[(0, "bad_id", "no", False)])
 @example(key=b"k", value=b"", headers=(("__connect.errors.topic", b"another queue"), ("hw_null_value", b"1")), rejected=[(0, "bad_id", "no", True)])

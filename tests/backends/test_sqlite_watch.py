@@ -60,10 +60,12 @@ def test_an_append_wakes_the_readers_of_its_topic_alone(log: SqliteLog, tmp_path
     log.close()
 
 
-def test_a_heartbeat_wakes_nobody(log: SqliteLog, tmp_path: Path) -> None:
+def test_a_heartbeat_wakes_nobody(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log.sqlite", session_seconds=0.9)
+    log.create_topic(TopicSpec("media", 2, retention_ms=-1))
     reader, watch = log.group_reader("media", "workers"), shared_file(tmp_path / "log.sqlite").watch
     seen = settled(watch, "media")
-    assert changes_after(watch, "media", seen, 2.0) == seen  # two heartbeats of a second each
+    assert changes_after(watch, "media", seen, 0.8) == seen  # two heartbeats of 0.3 seconds each
     reader.close()
     log.close()
 

@@ -19,7 +19,7 @@ from bench.frame import Bench
 from bench.http_overhead import HttpOverhead
 from bench.merged_index import MergedIndex
 from bench.own_rows import PARTITIONS, OwnRows, id_of, own_rows, row_of, trained, wait_for
-from bench.processes import Others
+from bench.processes import Others, cpu_seconds
 from bench.served_rows import body_of, served_rows
 from bench.w3_many_segments import ManySegments, recall, rows_of
 from bench.w5_hot_load import Arriver, Asked, HotLoad, _catch_up, _window
@@ -157,10 +157,9 @@ def test_others_are_what_ran_beside_the_benchmark() -> None:
     assert 0 <= others.share() < 1
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        time.sleep(0.3)
-        with_busy, without = Others(), Others(busy.pid)
-        time.sleep(0.6)
-        assert with_busy.share() > without.share() + 0.1, "a process counts to the others unless it is named"
+        with_busy, without, before = Others(), Others(busy.pid), cpu_seconds(busy.pid) or 0.0
+        wait_for(lambda: (cpu_seconds(busy.pid) or 0.0) > before + 0.1, "a busy process to be busy")
+        assert with_busy.share() > without.share(), "a process counts to the others unless it is named"
     finally:
         busy.kill()
         busy.wait()

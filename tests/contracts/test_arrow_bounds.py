@@ -16,6 +16,7 @@ from contracts.arrow_bounds import check_expansion
 from contracts.errors import RecordError
 from contracts.media_record import ARROW_TYPE, MediaItem, RecordLimits, RejectedItem, read_media_record
 from tests.contracts.format_samples import collection, field, record
+from tests.examples import examples
 
 WHERE = collection(field("image", 4, "float32"), attributes={"price": "float"})
 LIMITS = RecordLimits()
@@ -118,7 +119,7 @@ def test_nested_columns_that_take_no_bytes_and_many_objects_are_refused() -> Non
 SOUND = stream(rows(40, text=pa.array(["t"] * 40)), "zstd")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, len(SOUND)))
 def test_a_damaged_compressed_stream_is_rejected_or_read_but_never_raises(flips: list[tuple[int, int]], length: int) -> None:
     damaged = bytearray(SOUND)

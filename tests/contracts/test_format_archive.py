@@ -22,6 +22,7 @@ from contracts.log import LogRecord, Unreadable
 from contracts.manifest import Interval, ReadVersion
 from contracts.media_record import RecordLimits
 from tests.contracts.format_samples import ULID_A, collection
+from tests.examples import examples
 
 TOPIC = "headwater.photos.media"
 COLLECTION = collection(attributes={"price": "float", "when": "datetime", "at": "geo"})
@@ -120,7 +121,7 @@ values = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -226,7 +227,7 @@ def test_a_purged_offset_is_told_from_a_gap() -> None:
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_bytes_that_are_no_index_or_no_record_are_corrupt_and_nothing_else(data) -> None:  # type: ignore[no-untyped-def]
     tar = tar_of(FORMS["picture"])
     for whole, read in (

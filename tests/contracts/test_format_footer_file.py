@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from contracts import canonical_json
 from contracts.errors import CorruptError
 from contracts.footer_file import ALIGNMENT, CHUNK_BYTES, MAGIC, FooterFile, check_bytes, check_chunks, chunk_hashes, read_footer, write_footer_file
+from tests.examples import examples
 
 sections = st.dictionaries(st.from_regex(r"[a-z/.]{1,12}", fullmatch=True), st.binary(max_size=200), max_size=5)
 metas = st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), st.integers() | st.booleans(), max_size=3)
@@ -34,7 +35,7 @@ def test_the_same_sections_make_the_same_bytes(parts: dict[str, bytes], meta: di
     assert write_footer_file("rows", parts, meta) == write_footer_file("rows", parts, dict(reversed(meta.items())))
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.data())
 def test_a_flipped_byte_in_the_frame_is_corrupt_and_in_a_section_is_left_to_the_sha256(data: st.DataObject) -> None:
     original = write_footer_file("rows", {"a": b"12345"}, {"n": 1})

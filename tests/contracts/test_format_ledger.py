@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import CorruptError
 from contracts.ledger import VERDICTS, LedgerRun, decode_ledger, encode_ledger, merge_runs, untiled
+from tests.examples import examples
 
 verdicts = st.tuples(st.sampled_from(["row", "reject", "delete"]), st.sampled_from([None, "empty"]), st.booleans())
 offsets = st.lists(st.lists(verdicts, max_size=4), max_size=12)  # per media offset, the verdict of each of its items
@@ -50,7 +51,7 @@ def test_a_million_plain_rows_are_one_run() -> None:
     assert merge_runs(LedgerRun(n, n + 1, 0, 1, "row") for n in range(10_000)) == [LedgerRun(0, 10_000, 0, 1, "row")]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(offsets)
 def test_runs_come_back_from_the_bytes(plan: list[list[tuple[str, str | None, bool]]]) -> None:
     runs = merge_runs(single_runs(plan))

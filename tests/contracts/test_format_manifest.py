@@ -51,7 +51,7 @@ SECOND = ReadManifest(FIRST, FIRST.to_bytes()).next(
     commit_id=ULID_B,
     checkpoint=Checkpoint(vectors_offset=1, media_offset=2),
     epochs=Epochs(builder=1),
-    published={"host/1": ULID_B},
+    published={"builder-1": ULID_B},
     generation={"image": 0},
     segments=(SEGMENT,),
     deletes=(entry("deletes"),),

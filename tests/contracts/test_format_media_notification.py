@@ -14,6 +14,7 @@ from contracts.log import Headers
 from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_media_record
 from contracts.payload_ref import PayloadRef
 from tests.contracts.format_samples import collection, record
+from tests.examples import examples
 
 LIMITS = RecordLimits()
 NOTIFIED = collection(notifications=True)
@@ -120,7 +121,7 @@ an_s3 = st.fixed_dictionaries({"bucket": st.fixed_dictionaries({"name": st.just(
 an_entry = st.fixed_dictionaries({"eventName": st.sampled_from(["s3:ObjectCreated:Put", "ObjectRemoved:Delete"]) | values, "s3": an_s3})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(an_entry | values, min_size=1, max_size=3), st.sampled_from([NOTIFIED, collection(notifications=True, id_from="json:s3.object.x")]))
 def test_no_entry_makes_reading_raise(entries: list[Any], where: Any) -> None:
     found = read(*entries, where=where)

@@ -18,6 +18,7 @@ from contracts.log import LogRecord
 from contracts.media_record import ARROW_TYPE, CLOUDEVENT_TYPE, PARTS_TYPE, MediaItem, RecordLimits, RejectedItem, read_media_record
 from contracts.partitioner import partition_of
 from tests.contracts.format_samples import collection, field, record
+from tests.examples import examples
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
 PICTURE = {"data_base64": base64.b64encode(JPEG).decode()}
@@ -153,7 +154,7 @@ a_body = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(a_body | values, st.none() | st.binary(max_size=6))
 def test_no_json_of_parts_makes_reading_raise(body: Any, key: bytes | None) -> None:
     found = only(parts_record(body, key))
@@ -163,7 +164,7 @@ def test_no_json_of_parts_makes_reading_raise(body: Any, key: bytes | None) -> N
         assert found.reason in REJECT_REASONS and found.message
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.data())
 def test_no_damage_to_a_good_record_makes_reading_raise(data: st.DataObject) -> None:
     good = json.dumps({"id": "p-1", "parts": [{"text": "a"}, PICTURE], "attributes": {"price": 2}, "acl": ["x"]}).encode()

@@ -15,6 +15,7 @@ from contracts.errors import REJECT_REASONS
 from contracts.log import Headers, LogRecord
 from contracts.media_record import MediaItem, RecordLimits, RejectedItem, id_outside_value, read_media_record
 from tests.contracts.format_samples import collection, field, record
+from tests.examples import examples
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
 LIMITS = RecordLimits(max_text_bytes=100, max_rows=50)
@@ -304,7 +305,7 @@ bodies = st.none() | st.binary(max_size=40) | st.just(JPEG) | events.map(lambda 
 sources = st.sampled_from([TYPED, collection(id_from="header:x-id"), collection(id_from="json:id"), collection(field("image", 4, "float32"))])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.none() | st.binary(max_size=12), bodies, header_lists, sources)
 def test_no_key_value_or_header_makes_reading_raise(key: bytes | None, value: bytes | None, found_headers: Headers, where: Any) -> None:
     for one in read_media_record(record(value, key=key, headers=found_headers), where, LIMITS):
@@ -315,7 +316,7 @@ def test_no_key_value_or_header_makes_reading_raise(key: bytes | None, value: by
             assert one.reason in REJECT_REASONS
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.none() | st.binary(max_size=12), bodies, header_lists, sources)
 def test_an_id_that_is_told_without_the_value_is_the_one_that_reading_the_value_gives(
     key: bytes | None, value: bytes | None, found_headers: Headers, where: Any

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from contracts.errors import REJECT_REASONS
 from contracts.media_record import ARROW_TYPE, MediaItem, RecordLimits, RejectedItem, read_media_record, read_media_records
 from tests.contracts.format_samples import collection, field, record
+from tests.examples import examples
 
 LIMITS = RecordLimits(max_text_bytes=20, max_rows=6)
 COSINE = collection(field("image", 2, "float16"), attributes={"price": "float"})
@@ -164,7 +165,7 @@ def test_a_collection_without_own_vectors_takes_no_arrow_rows() -> None:
 SOUND = stream({"id": ["a", "b"], "image": VECTORS, "text": ["t", None], "acl": [["g"], None], "attributes": ["{}", None]})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, len(SOUND)))
 def test_a_damaged_stream_is_rejected_or_read_but_never_raises(flips: list[tuple[int, int]], length: int) -> None:
     damaged = bytearray(SOUND)
@@ -199,7 +200,7 @@ KINDS = [
 VALUES = [stream(columns) for columns in KINDS] + [SOUND, SOUND[:100], b"", b"\xff\xd8\xff no arrow"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.sampled_from(VALUES), max_size=8))
 def test_records_read_together_give_what_each_gives_alone(values: list[bytes]) -> None:
     headers = (("content-type", ARROW_TYPE.encode()),)

@@ -55,6 +55,7 @@ def test_every_kind_of_key_is_read_back_as_what_was_formatted(name, incarnation,
         "part": (here.part("b", epoch, ulid, part), {**deep, "role": "b", "epoch": f"{epoch:010d}", "ulid": ulid, "part": part}),
         "boundary": (here.boundary, deep),
         "pin": (here.pin(ulid), {**deep, "ulid": ulid}),
+        "purge": (here.purge(ulid), {**deep, "ulid": ulid}),
     }
     assert set(cases) == set(PATTERNS)
     for kind, (key, fields) in cases.items():
@@ -100,6 +101,7 @@ def test_a_hostile_name_reaches_no_key(name: str) -> None:
     lambda p: p.part("b", 1, ULID_A, "a/b"),
     lambda p: p.part("b", 1, ULID_A, ""),
     lambda p: p.pin("not-a-ulid"),
+    lambda p: p.purge("not-a-ulid"),
     lambda p: p.index.partition(100_000).boundary,
     lambda p: p.index.partition(-1).manifest(1),
     lambda p: p.index.generation(-1, "image"),

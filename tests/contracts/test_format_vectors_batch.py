@@ -27,6 +27,7 @@ from contracts.vectors_batch import (
     vector_matrix,
 )
 from tests.contracts.format_samples import field, index
+from tests.examples import examples
 
 ATTRIBUTES = {"kind": "keyword", "price": "float", "tags": "keyword[]"}
 INDEX = index(field("image", 4, "float16"), field("text", 3, "float32", "euclid"))
@@ -82,7 +83,7 @@ def round_trip(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return decode_batch(record, schema)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(items, max_size=5))
 def test_items_come_back_from_the_bytes_as_they_went_in(rows: list[BatchItem]) -> None:
     batch = round_trip(build_batch(rows, SCHEMA), SCHEMA)
@@ -128,7 +129,7 @@ def test_a_slice_of_a_batch_shows_its_own_vectors() -> None:
     assert matrix[:, 0].tolist() == [2, 3] and present.all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 255))
 def test_one_flipped_byte_is_refused(at: int, flip: int) -> None:
     value = bytearray(encode_batch(sample()))

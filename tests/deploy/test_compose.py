@@ -31,7 +31,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 EXAMPLE = (ROOT / ".env.example").read_text()
 EXAMPLES = dict(re.findall(r"^(\w+)=(.*)$", EXAMPLE, re.MULTILINE))
 SECRETS = {name for name, value in EXAMPLES.items() if not value}
-ROLES = ("embed", "index", "archive", "query")
+ROLES = ("embed", "index", "archive", "maintain", "query")
 PUBLISHED = {"query": 8080, "prometheus": 9090, "grafana": 3000}
 STAGES = read_stages(ROOT / "deploy" / "docker" / "Dockerfile")
 
@@ -187,7 +187,7 @@ def test_only_three_ports_are_published_on_loopback_and_only_they_can_be_reached
         assert interpolated(mapping, {}) == f"127.0.0.1:{port}:{port}"
         assert "outside" in SERVICES[name]["networks"]  # a network that is internal publishes nothing
     assert COMPOSE["networks"]["stream"] == {"internal": True}
-    for name in ("kafka", "minio", "index", "archive", "samples"):
+    for name in ("kafka", "minio", "index", "archive", "maintain", "samples"):
         assert SERVICES[name]["networks"] == ["stream"], name
 
 

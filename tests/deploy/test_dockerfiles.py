@@ -128,7 +128,7 @@ for name in blocked:
 from pathlib import Path
 from contracts.settings import load_settings
 from embedding.lite import LiteEncoder
-import indexer.archive_role, indexer.embed_role, indexer.index_role, query.query_role
+import indexer.archive_role, indexer.embed_role, indexer.index_role, indexer.maintain_role, query.query_role
 encoder = LiteEncoder(load_settings(networks_dir=Path(sys.argv[2]), cache_dir=Path(sys.argv[3])))
 print(encoder.space.space_id, encoder.encode_texts(["a cat"]).shape, encoder.runtime)
 """

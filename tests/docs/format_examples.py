@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 from pyroaring import BitMap
 
+from backends.catalog.pins import Pin
 from contracts import archive_tar, attributes, canonical_json, object_keys
-from contracts.archive_manifest import ArchiveCheckpoint, ArchiveEpochs, ArchiveManifest, TarEntry
+from contracts.archive_manifest import ArchiveCheckpoint, ArchiveEpochs, ArchiveManifest, PendingPurge, TarEntry
 from contracts.archive_tar import TarIndex, TarWriter
 from contracts.chain import BatchSpan
 from contracts.collection import CollectionRecord, FieldRecord, IndexRecord, NameRecord
@@ -29,6 +30,7 @@ from contracts.media_record import MediaItem, RecordLimits, RejectedItem, read_m
 from contracts.payload_ref import PayloadRef, encode_payload_ref
 from contracts.segment import CodedPart, rows_schema, write_coded_part, write_field_part, write_rows_part
 from contracts.vectors_batch import BatchItem, CommitNotice, batch_headers, batch_schema, build_batch, encode_batch, notice_headers
+from indexer.purge_requests import PurgeRequest
 from vectors.inverted_lists import build_lists, write_lists
 from vectors.quantizer import Quantizer
 from vectors.quantizer_bytes import QuantizerParts, write_quantizer
@@ -113,7 +115,7 @@ def manifests() -> tuple[Manifest, Manifest]:
     )  # fmt: skip
     ledger = LedgerEntry(object=ObjectEntry.of(PARTITION.part("b", 1, SEGMENT_ID, "ledger"), data), start_offset=100, next_offset=103)
     second = ReadManifest(first, first.to_bytes()).next(
-        commit_id=COMMIT_ID, writer="worker-1/main/3", epochs=Epochs(builder=1), published={"worker-1/main/3": SEGMENT_ID},
+        commit_id=COMMIT_ID, writer="worker-1/main/3", epochs=Epochs(builder=1), published={"builder-1": SEGMENT_ID},
         checkpoint=Checkpoint(vectors_offset=7, media_offset=103), segments=(segment,), ledger=(ledger,),
     )  # fmt: skip
     return first, second
@@ -134,6 +136,7 @@ def key_table() -> str:
         "part": PARTITION.part("b", 1, SEGMENT_ID, "rows"),
         "boundary": PARTITION.boundary,
         "pin": PARTITION.pin(SEGMENT_ID),
+        "purge": PARTITION.purge(SEGMENT_ID),
     }
     rows = [f"| `{kind}` | `{examples[kind]}` |" for kind in object_keys.PATTERNS]
     patterns = "\n".join(f"{kind:<17}{pattern}" for kind, pattern in object_keys.PATTERNS.items())
@@ -305,7 +308,7 @@ def blocks() -> dict[str, str]:
     """Every generated block of docs/formats, by name."""
     small = write_footer_file("example", {"a": b"hello", "b": b"\1\2\3"}, {"answer": 42})
     first, second = manifests()
-    delta = DeleteDelta({SEGMENT_ID: BitMap([0, 7])}, [Tombstone("cat-3", 102, 0, 1_795_428_000_000_000)])
+    delta = DeleteDelta({SEGMENT_ID: BitMap([0, 7])}, [Tombstone(id_hash("cat-3"), 102, 0, 1_795_428_000_000_000)])
     field_part = write_field_part(IMAGE, np.array([[0.6, 0.8], [0, 0]], np.float16), np.array([True, False]))
     field_file = FooterFile.read(field_part, "example")
     coded = FooterFile.read(coded_part(), "example")
@@ -336,6 +339,8 @@ def blocks() -> dict[str, str]:
         "manifest.example": shown_json(second.to_bytes()),
         "media_record.examples": media_examples(),
         "object_keys.table": key_table(),
+        "pin.example": shown_json(Pin(version=7, until_seconds=1_795_431_600).to_bytes()),
+        "purge_request.example": shown_json(PurgeRequest(purges=(PendingPurge(id_hash=id_hash("cat-3").hex(), below_offset=103),)).to_bytes()),
         "segment.columns": shown_schema(rows_schema(COLLECTION.attributes)),
         "segment.rows_example": shown_file(rows()),
         "segment.field_example": shown_file(field_part)

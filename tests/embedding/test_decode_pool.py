@@ -47,7 +47,7 @@ def pool() -> Iterator[DecodePool]:
 
 @pytest.fixture(scope="module")
 def crashing() -> Iterator[DecodePool]:
-    settings = Settings(decode_children=2, decode_memory_bytes=256 * MEBIBYTE, decode_seconds=1.5)
+    settings = Settings(decode_children=2, decode_memory_bytes=256 * MEBIBYTE, decode_seconds=1.0)
     with DecodePool(settings, CRASHING) as made:
         yield made
 
@@ -150,7 +150,8 @@ def test_two_children_are_small(pool: DecodePool) -> None:
     assert len(children(pool)) == 2 and resident_kib < 150 * 1024
 
 
-def test_closing_ends_every_child_even_one_that_hangs() -> None:
+def test_closing_ends_every_child_even_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedding.decode_pool.END_SECONDS", 0.1)
     hanging = DecodePool(Settings(decode_children=2, decode_seconds=60.0), CRASHING)
     stuck = [hanging.submit(HANG, RECIPE), hanging.submit(coloured(1), RECIPE)]
     stuck[1].result(20)
@@ -162,7 +163,8 @@ def test_closing_ends_every_child_even_one_that_hangs() -> None:
 
 
 @pytest.mark.parametrize("after_seconds", [0.0, 0.05, 0.1, 0.15, 0.2])
-def test_closing_ends_a_child_that_was_just_starting_for_a_picture_that_hangs(after_seconds: float) -> None:
+def test_closing_ends_a_child_that_was_just_starting_for_a_picture_that_hangs(after_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedding.decode_pool.END_SECONDS", 0.1)
     pool = DecodePool(Settings(decode_children=1, decode_seconds=60.0), CRASHING)
     stuck = pool.submit(HANG, RECIPE)
     time.sleep(after_seconds)

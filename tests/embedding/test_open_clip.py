@@ -9,19 +9,22 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from contracts.errors import CorruptError, HeadwaterError, SettingsError, UnavailableError
 from contracts.settings import Settings
 from embedding.open_encoder import describe_space, open_encoder
 from tests import open_clip_models
 from tests.open_clip_models import ARCHITECTURE, WIDER
+
+if TYPE_CHECKING:
+    import torch
+
+pytestmark = pytest.mark.slow  # importing open_clip alone takes seconds
 
 MEDIA = Path(__file__).resolve().parents[2] / "examples" / "media"
 TEXTS = ["a dog", "two red cars in the rain at night", ""]
@@ -40,6 +43,8 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def weights(reference: Any, tmp_path: Path) -> Path:
+    from safetensors.torch import save_file
+
     save_file({name: value.contiguous() for name, value in reference.state_dict().items()}, tmp_path / "tiny.safetensors")
     return tmp_path / "tiny.safetensors"
 
@@ -56,6 +61,7 @@ def sample_files(count: int) -> Iterator[bytes]:
 def expected_pictures(reference: Any, files: list[bytes]) -> np.ndarray:
     """What open_clip itself makes of the same files."""
     import open_clip
+    import torch
 
     steps = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(size=64), is_train=False)
     tensors = torch.stack([steps(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])
@@ -66,6 +72,7 @@ def expected_pictures(reference: Any, files: list[bytes]) -> np.ndarray:
 
 def expected_texts(reference: Any) -> np.ndarray:
     import open_clip
+    import torch
 
     with torch.no_grad():
         found: np.ndarray = reference.encode_text(open_clip.get_tokenizer(ARCHITECTURE)(TEXTS), normalize=True).numpy()
@@ -109,14 +116,20 @@ def test_threads_that_encode_at_the_same_time_get_what_they_would_get_alone(weig
 
 
 def _state_dict(state: dict[str, torch.Tensor], path: Path) -> None:
+    import torch
+
     torch.save(state, path)
 
 
 def _training_checkpoint(state: dict[str, torch.Tensor], path: Path) -> None:
+    import torch
+
     torch.save({"epoch": 3, "name": "run", "state_dict": {f"module.{name}": value for name, value in state.items()}}, path)
 
 
 def _half_precision(state: dict[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
     save_file({name: value.half().contiguous() for name, value in state.items()}, path)
 
 
@@ -130,6 +143,8 @@ def test_every_form_of_file_gives_the_same_vectors(
 
 
 def test_a_space_is_the_bytes_of_the_file_wherever_it_lies(weights: Path, reference: Any, tmp_path: Path, settings: Settings) -> None:
+    from safetensors.torch import save_file
+
     space = describe_space(name_of(weights.name), settings)
     assert space.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (space.encoder, space.dimension, space.metric) == (f"open_clip:{ARCHITECTURE}", 32, "cosine")
@@ -175,6 +190,8 @@ def test_a_pinned_hash_is_held_for_the_space_and_for_the_weights(weights: Path, 
 
 @pytest.mark.parametrize("form", ["safetensors", "state dict"])
 def test_a_truncated_file_is_corrupt(form: str, weights: Path, reference: Any, tmp_path: Path, settings: Settings) -> None:
+    import torch
+
     torch.save(reference.state_dict(), tmp_path / "tiny.pt")
     body = (weights if form == "safetensors" else tmp_path / "tiny.pt").read_bytes()
     (tmp_path / "cut").write_bytes(body[: len(body) * 2 // 3])
@@ -188,6 +205,8 @@ def test_another_architectures_weights_are_refused_with_what_does_not_fit(weight
 
 
 def test_a_file_that_lacks_tensors_is_refused_not_filled_with_random_ones(reference: Any, tmp_path: Path, settings: Settings) -> None:
+    from safetensors.torch import save_file
+
     state = {name: value.contiguous() for name, value in reference.state_dict().items() if not name.startswith("visual.ln_post")}
     save_file(state, tmp_path / "lacking")
     with pytest.raises(SettingsError, match="2 tensors are missing"):
@@ -222,6 +241,8 @@ def test_a_pickle_with_code_in_it_is_refused_and_the_code_does_not_run(
 
 
 def test_a_program_in_place_of_weights_is_not_run(reference: Any, tmp_path: Path, settings: Settings) -> None:
+    import torch
+
     class Program(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + 1
@@ -261,6 +282,8 @@ def test_weights_of_a_tag_that_cannot_be_fetched_are_told_in_one_line(settings: 
 
 
 def test_both_towers_keep_their_vectors_with_bfloat16_weights(weights: Path, reference: Any, settings: Settings) -> None:
+    import torch
+
     from embedding.open_clip_name import find_model
     from embedding.open_clip_towers import PictureTower, TextTower, load_model
     from embedding.parity import MIN_COSINE, centred_cosine, probe_pictures

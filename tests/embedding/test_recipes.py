@@ -43,6 +43,7 @@ def test_every_recipe_gives_its_own_size_for_every_shape(recipe: PictureRecipe, 
     assert np.abs(middle - (10, 200, 30)).max(-1).min() <= 4
 
 
+@pytest.mark.slow  # importing torchvision takes seconds
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (501, 333), (333, 501), (224, 900), (300, 300), (100, 77)])
 @pytest.mark.parametrize("resampling", ["bilinear", "bicubic"])
 def test_an_exact_crop_is_torchvisions_resize_and_centre_crop(size: tuple[int, int], resampling: str) -> None:

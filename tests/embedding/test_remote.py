@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from contracts.errors import RecordError, SettingsError, UnavailableError
 from contracts.settings import Settings
+from embedding import remote_http
 from embedding.open_encoder import describe_space, full_encoder_name, open_encoder
 from embedding.remote_name import parse_remote_name
 from embedding.remote_probe import fingerprint, is_other_model
@@ -25,7 +26,8 @@ SETTINGS = Settings(encoder_timeout_seconds=2.0, encoder_batch_items=4)
 
 
 @pytest.fixture
-def server() -> Iterator[EmbeddingServerState]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddingServerState]:
+    monkeypatch.setattr(remote_http, "FIRST_PAUSE_SECONDS", 0.02)
     with embedding_server() as state:
         yield state
 

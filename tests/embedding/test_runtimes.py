@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from contracts.errors import SettingsError
@@ -24,23 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNTIMES = ["torch", "openvino", "onnx"]
 
 
-class Small(torch.nn.Module):
-    """Pictures of 8 x 8 to 6 numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(7)
-        self.convolution = torch.nn.Conv2d(3, 5, 3)
-        self.dense = torch.nn.Linear(5, 6)
-        self.requires_grad_(False).train(False)
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        x = (pictures.float() / 255).permute(0, 3, 1, 2).to(self.dense.weight.dtype)
-        found: torch.Tensor = self.dense(torch.relu(self.convolution(x)).mean((2, 3))).float()
-        return found
-
-
 def network(weights_sha256: str = "0" * 64) -> Network:
+    from tests.embedding.small_network import Small
+
     return Network("small", weights_sha256, ("pictures",), ((0,),), (probe_pictures(8, 8),), Small)
 
 
@@ -55,6 +40,10 @@ def pictures(count: int) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_every_runtime_gives_torchs_vectors_at_every_batch_size(runtime: str, tmp_path: Path) -> None:
+    import torch
+
+    from tests.embedding.small_network import Small
+
     run = open_network(network(), settings_for(runtime, tmp_path))
     assert runtime in run.label
     for count in (1, 2, 7):
@@ -75,6 +64,10 @@ def test_auto_takes_openvino_where_it_is_installed(tmp_path: Path) -> None:
 
 
 def test_a_network_is_converted_once_and_another_weights_file_is_another_network(tmp_path: Path) -> None:
+    import torch
+
+    from tests.embedding.small_network import Small
+
     made = []
 
     def make() -> torch.nn.Module:
@@ -120,6 +113,10 @@ def test_a_copy_that_came_with_an_image_is_taken_first_never_written_to_and_dama
 
 def test_a_runtime_that_gives_other_vectors_is_not_used_and_by_how_much_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The cache holds a whole, well-hashed copy of another network under this one's name: only the vectors can tell."""
+
+    import torch
+
+    from tests.embedding.small_network import Small
 
     class Other(Small):
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -167,6 +164,8 @@ def test_a_converted_network_runs_where_torch_is_not_installed(tmp_path: Path) -
 
 
 def test_a_runtime_or_gpu_that_is_asked_for_and_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(SettingsError, match=r"openvino is not installed \(pip install 'headwater\[openvino\]'\)"):
         open_network(network(), settings_for("openvino", tmp_path))

@@ -42,9 +42,9 @@ ALL_COMMANDS = list(commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_of_the_design() -> None:
     named = {" ".join(path) for path in ALL_COMMANDS}
-    assert {"demo", "up", "ingest", "search", "doctor", "purge", "train map"} <= named
-    assert {f"run {role}" for role in ("embed", "index", "archive", "query")} <= named
-    assert {f"collection {verb}" for verb in ("create", "list", "describe", "delete")} <= named
+    assert {"demo", "up", "ingest", "search", "doctor", "purge", "train map", "pause", "resume", "skip", "reset", "backup", "verify"} <= named
+    assert {f"run {role}" for role in ("embed", "index", "archive", "maintain", "query")} <= named
+    assert {f"collection {verb}" for verb in ("create", "list", "describe", "delete", "switch", "drop-index")} <= named
     assert {f"dead-letter {verb}" for verb in ("list", "show", "replay")} <= named
 
 

@@ -23,8 +23,10 @@ from indexer.dead_letter import dead_letter_record
 from indexer.embed_worker import EmbedWorker
 from indexer.slices import Rejection
 from tests.headwater.conftest import Headwater
-from tests.indexer.conftest import arrow_rows, running
+from tests.indexer.conftest import arrow_rows, running, short_pauses
 from tests.indexer.stored import StoredPartition, read_partition
+
+pytestmark = pytest.mark.usefixtures(short_pauses.__name__)
 
 SHORT, LONG = "short", "a text that is longer than the limit"
 
@@ -57,7 +59,7 @@ class Feed:
 
     def index(self, limit: int | None = None, build: bool = True) -> StoredPartition:
         """Work until all is committed (or, without `build`, embedded)."""
-        settings = self.engines.settings.model_copy(update={"max_text_bytes": limit or self.limit, "seal_seconds": 0.2})
+        settings = self.engines.settings.model_copy(update={"max_text_bytes": limit or self.limit, "seal_seconds": 0.1})
         engines = Engines(settings, self.engines.log, self.engines.store)
         end = self.engines.log.bounds(self.record.source_topic)[0].next_offset
         targets = [EmbedWorker(engines, self.record, self.record.index(), None).run]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 from backends.catalog.collections import CollectionCatalog
 from contracts.settings import load_settings
@@ -33,6 +32,8 @@ def picture(colour: str) -> bytes:
 @pytest.fixture
 def encoder_name(workplace: Path) -> str:
     """Random weights in a folder of the workplace, named as a user names them."""
+    from safetensors.torch import save_file
+
     open_clip_models.register(workplace)
     (workplace / "models").mkdir()
     path = workplace / "models" / "tiny.safetensors"
@@ -40,6 +41,7 @@ def encoder_name(workplace: Path) -> str:
     return f"open_clip:{open_clip_models.ARCHITECTURE}/models/tiny.safetensors#sha256={hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
+@pytest.mark.slow
 def test_pictures_and_texts_of_an_open_clip_collection_are_found(workplace: Path, headwater: Headwater, encoder_name: str) -> None:
     created = headwater("collection", "create", "clips", "--encoder", encoder_name.partition("#")[0], "--partitions", "2")
     assert created.code == 0, created.err

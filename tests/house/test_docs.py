@@ -177,3 +177,10 @@ def test_the_code_map_names_only_modules_that_exist() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     named = set(re.findall(r"`((?:headwater|ingest|indexer|query|embedding|vectors|backends|contracts)/[A-Za-z0-9_/]+\.py)`", text))
     assert not {name for name in named if not (ROOT / name).exists()}
+
+
+def test_every_test_that_the_security_page_names_exists() -> None:
+    named = re.findall(r"`(tests/[a-z_/]+\.py)::(test_[a-z0-9_]+)`", (DOCS / "security.md").read_text())
+    assert len(named) > 30
+    missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+    assert not missing

@@ -116,6 +116,10 @@ def test_no_pickle_and_no_eval() -> None:
     assert not [name_of(path) for path in MODULES if path.relative_to(ROOT).parts[0] in PACKAGES and words.search(path.read_text())]
 
 
+def test_a_number_of_examples_is_one_of_which_the_fast_run_draws_a_share() -> None:
+    assert not [name_of(path) for path in MODULES if re.search(r"max_examples=\d", path.read_text())], "write max_examples=examples(...)"
+
+
 def test_ruff_finds_nothing() -> None:
     done = run("ruff", "check", "--no-cache", "--output-format", "concise", ".")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

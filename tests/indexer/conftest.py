@@ -18,14 +18,25 @@ from contracts.engines import Engines
 from contracts.item import id_hash
 from contracts.media_record import ARROW_TYPE
 from contracts.settings import load_settings
+from indexer import archive_worker, build_worker, embed_worker, role
 
 DIMENSION = 8
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers look, try again and end soon: how long they pause is no promise of these tests."""
+    for worker in (embed_worker, build_worker, archive_worker):
+        monkeypatch.setattr(worker, "RETRY_SECONDS", 0.1)
+        monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(role, "DISCOVERY_SECONDS", 0.1)
+    monkeypatch.setattr(role, "RESTART_SECONDS", 0.1)
 
 
 @pytest.fixture
 def engines() -> Iterator[Engines]:
     name = str(ULID())
-    settings = load_settings(log_url=f"memory://{name}", store_url=f"memory://{name}", seal_seconds=0.2, embed_watchdog_seconds=0.2)
+    settings = load_settings(log_url=f"memory://{name}", store_url=f"memory://{name}", seal_seconds=0.1, embed_watchdog_seconds=0.2)
     made = Engines(settings, open_log(settings), open_store(settings))
     yield made
     made.log.close()

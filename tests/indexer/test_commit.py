@@ -13,7 +13,7 @@ from contracts.errors import FencedError, UnavailableError
 from contracts.manifest import Checkpoint, Manifest
 from contracts.object_keys import CollectionKeys
 from contracts.store import PutOutcome
-from indexer.commit import MAX_PUBLISHED, Committer, published_with
+from indexer.commit import Committer
 
 KEYS = CollectionKeys("feed", str(ULID())).index("main").partition(0)
 
@@ -190,9 +190,20 @@ def test_of_many_claimants_at_once_all_win_one_after_the_other(store: ScriptedSt
     assert sorted(done) == list(range(1, 9))
 
 
-def test_the_published_map_keeps_the_newest_writers_and_stays_bounded() -> None:
-    published: dict[str, str] = {}
-    ulids = [str(ULID()) for _ in range(40)]
-    for n, ulid in enumerate(sorted(ulids)):
-        published = published_with(published, f"w{n}", ulid)
-    assert len(published) == MAX_PUBLISHED and published["w39"] == max(ulids)
+def test_the_published_map_names_the_newest_claim_of_each_role(store: ScriptedStore) -> None:
+    mine, other = committer(store), Committer(ManifestChain(store, KEYS), "compactor", "m", ManualClock(), lambda: None)
+    mine.claim()
+    other.claim()
+    first, second = sorted(str(ULID()) for _ in range(2))
+    published = other.published(mine.published({"builder-0": first}, first), first)
+    assert published == {"builder-1": first, "compactor-1": first}
+    mine.claim()
+    assert mine.published(published, second) == {"builder-2": second, "compactor-1": first}
+
+
+def test_a_look_gives_the_newest_manifest_and_goes_on_from_there(store: ScriptedStore) -> None:
+    mine, other = committer(store), committer(store)
+    mine.claim()
+    assert mine.look().manifest.version == 2
+    other.claim()
+    assert mine.look().manifest.version == mine.look().manifest.version == 3

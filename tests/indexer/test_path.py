@@ -9,6 +9,7 @@ from contracts.engines import Engines
 from contracts.vectors_batch import read_headers
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
+from tests.examples import examples
 from tests.indexer.conftest import delete, eventually, make_collection, produce, running, vector_of
 from tests.indexer.stored import read_partition
 
@@ -156,7 +157,7 @@ def test_the_watchdog_writes_again_what_was_acknowledged_and_then_lost(engines: 
     assert lost and read_partition(engines, collection, 0).live == {"a": (0, 0)}
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(8), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
         st.one_of(

@@ -11,6 +11,7 @@ from PIL import Image
 from backends.catalog.admin import CollectionRequest, create_collection
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
+from embedding import remote_http
 from embedding.open_encoder import open_encoder
 from headwater.wiring import encoder_fields
 from indexer.build_worker import BuildWorker
@@ -22,7 +23,8 @@ from tests.indexer.test_picture_path import send
 
 
 @pytest.fixture
-def server() -> Iterator[EmbeddingServerState]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddingServerState]:
+    monkeypatch.setattr(remote_http, "FIRST_PAUSE_SECONDS", 0.02)
     with embedding_server() as state:
         yield state
 

@@ -17,6 +17,7 @@ from contracts.media_origin import Items, MediaOrigin, replay_headers
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
 from query.partition import Partition
+from tests.examples import examples
 from tests.indexer.conftest import delete, eventually, make_collection, produce, running
 from tests.indexer.stored import read_partition
 from tests.query.loading import partition_loader
@@ -88,7 +89,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(12), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, min_size=2, max_size=12))
 def test_any_mix_of_updates_deletes_and_replays_leaves_the_newest_by_origin(engines: Engines, steps: list) -> None:  # type: ignore[type-arg]
     collection = make_collection(engines, f"replays-{ULID()}", partitions=1)

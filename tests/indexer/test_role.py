@@ -8,7 +8,6 @@ import pytest
 
 from contracts.engines import Engines
 from contracts.errors import SettingsError
-from indexer import role
 from indexer.role import run_collections
 from tests.indexer.conftest import eventually, make_collection, running
 from tests.indexer.test_outages import Flaky
@@ -36,10 +35,7 @@ def test_a_collection_that_is_stopped_is_counted_and_the_others_go_on(engines: E
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_a_role_whose_collections_are_all_stopped_ends_with_their_error_where_it_is_alone(
-    engines: Engines, ends: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(role, "DISCOVERY_SECONDS", 0.1)
+def test_a_role_whose_collections_are_all_stopped_ends_with_their_error_where_it_is_alone(engines: Engines, ends: bool) -> None:
     for name in ("a", "b"):
         make_collection(engines, name)
     errors: list[SettingsError] = []

@@ -206,7 +206,7 @@ def test_a_full_queue_pauses_fetching_and_everything_still_arrives(engines: Engi
     with running(worker.run, BuildWorker(small, collection, collection.index()).run):
         eventually(lambda: read_partition(small, collection, 0).manifest.checkpoint.media_offset == 12)
     assert read_partition(small, collection, 0).live_rows == 480
-    assert worker._queued_bytes == 0
+    assert worker.queue.size_bytes == 0
 
 
 def test_a_batch_that_would_be_too_large_is_cut_between_records(engines: Engines) -> None:

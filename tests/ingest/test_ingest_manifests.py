@@ -29,11 +29,12 @@ from ingest.ingest_run import IngestReport, IngestRun, ingest_sources
 from ingest.input_item import InputItem, InputRules, RejectedInput
 from ingest.producer import MediaProducer
 from ingest.sources import open_sources
+from tests.examples import examples
 
 JPEG = b"\xff\xd8\xff" + b"j" * 30
 RULES = InputRules({"year": "integer", "category": "keyword", "tags": "keyword[]", "new": "bool"}, {"v": 2}, 5_000, 1_000)
 Stored = Callable[[CollectionRecord], list[LogRecord]]
-LIKELY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LIKELY = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def rows_of(path: Path, root: Path | None = None, skip: int = 0) -> list[InputItem | RejectedInput]:

@@ -23,6 +23,7 @@ from ingest.ingest_run import IngestRun, ingest_sources
 from ingest.input_item import InputItem, InputRules, RejectedInput
 from ingest.producer import MediaProducer
 from ingest.sources import open_sources
+from tests.examples import examples
 
 JPEG, PNG = b"\xff\xd8\xff" + b"j" * 30, b"\x89PNG\r\n\x1a\n" + b"p" * 30
 RULES = InputRules({"year": "integer"}, {"v": 2}, 10_000, 1_000)
@@ -185,7 +186,7 @@ def test_a_name_header_that_claims_gigabytes_is_refused_before_it_is_read(tmp_pa
         read(tmp_path / "y.tar", info.tobuf() + bytes(4096))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_damage_is_rejects_and_never_an_exception(tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(tar_bytes(SAMPLE_MEMBERS))

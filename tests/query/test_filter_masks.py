@@ -14,9 +14,10 @@ from query import filter_index, postings
 from query.filter_estimate import Estimate, all_of, any_of, at_least
 from query.filter_masks import apply_filter, estimate_filter
 from query.filters import parse_filter
+from tests.examples import examples
 from tests.query.filter_rows import CONDITIONS, FILTERS, ROWS, SCHEMA, make_batch, make_part, passes
 
-MANY = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=examples(400), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)

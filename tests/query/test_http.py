@@ -23,6 +23,14 @@ def served() -> Iterator[Served]:
     yield from serve(writer(engines, attributes=ATTRIBUTES, partitions=2))
 
 
+@pytest.fixture(scope="module")
+def refusing() -> Iterator[Served]:
+    """One node for all requests that are refused: they change nothing."""
+    for served in serve(writer(engines_for_test(max_body_bytes=20_000, max_limit=50), attributes=ATTRIBUTES, partitions=2)):
+        fill(served)
+        yield served
+
+
 def test_a_vector_finds_the_closest_points_of_segments_and_tail_together(served: Served) -> None:
     fill(served)
     answer = served.post("query", {"query": [2.0, 0, 0, 0], "limit": 3, "with_payload": True, "with_lineage": True})
@@ -86,8 +94,8 @@ def test_equality_filters_hold_on_declared_and_extra_attributes(served: Served) 
         [],
     ],
 )
-def test_a_filter_of_another_form_is_refused_and_never_ignored(served: Served, bad: Any) -> None:
-    error = served.post("scroll", {"filter": bad}, 400)["status"]["error"]
+def test_a_filter_of_another_form_is_refused_and_never_ignored(refusing: Served, bad: Any) -> None:
+    error = refusing.post("scroll", {"filter": bad}, 400)["status"]["error"]
     assert error["code"] == "invalid_filter" and error["message"] and error["hint"]
 
 
@@ -175,14 +183,13 @@ def test_an_id_with_plain_slashes_works_too(served: Served) -> None:
         ("count", {"consistency": {"min_offsets": {"9": 1}}}, 400, "invalid_offsets"),
     ],
 )
-def test_a_request_that_cannot_be_answered_says_why_with_a_stable_code(served: Served, path: str, body: Any, status: int, code: str) -> None:
-    fill(served)
-    answer = served.post(path, body, status)
+def test_a_request_that_cannot_be_answered_says_why_with_a_stable_code(refusing: Served, path: str, body: Any, status: int, code: str) -> None:
+    answer = refusing.post(path, body, status)
     assert answer["status"]["error"]["code"] == code
     assert answer["status"]["error"]["message"] and answer["status"]["error"]["hint"] and answer["result"] is None
 
 
-def test_errors_of_routes_and_names_have_the_same_shape(served: Served) -> None:
+def test_errors_of_routes_and_names_have_the_same_shape(refusing: Served) -> None:
     for method, path, status, code in (
         ("GET", "/nowhere", 404, "route_not_found"),
         ("DELETE", "/livez", 405, "method_not_allowed"),
@@ -192,24 +199,24 @@ def test_errors_of_routes_and_names_have_the_same_shape(served: Served) -> None:
         ("GET", "/collections/things/points/%FF", 400, "invalid_id"),
         ("GET", "/collections/things/points/x/thumbnail?size=big", 400, "invalid_request"),
     ):
-        answer = served.client.request(method, path)
+        answer = refusing.client.request(method, path)
         assert (answer.status_code, answer.json()["status"]["error"]["code"]) == (status, code), path
 
 
 @pytest.mark.parametrize("text", ["{", '{"limit": NaN}', '{"a": 1, "a": 2}', "[" * 300 + "]" * 300, '"x"', "\xff"])
-def test_a_body_that_is_no_sound_json_object_is_refused(served: Served, text: str) -> None:
-    answer = served.client.post("/collections/things/points/query", content=text.encode("latin-1"))
+def test_a_body_that_is_no_sound_json_object_is_refused(refusing: Served, text: str) -> None:
+    answer = refusing.client.post("/collections/things/points/query", content=text.encode("latin-1"))
     assert answer.status_code == 400
     assert answer.json()["status"]["error"]["code"] in ("invalid_json", "invalid_request")
 
 
-def test_a_body_beyond_the_limit_is_refused_by_its_length_and_while_it_streams(served: Served) -> None:
+def test_a_body_beyond_the_limit_is_refused_by_its_length_and_while_it_streams(refusing: Served) -> None:
     def stream() -> Iterator[bytes]:
         for _ in range(100):
             yield b" " * 1000
 
     for content in (b" " * 20_001, stream()):
-        answer = served.client.post("/collections/things/points/query", content=content)
+        answer = refusing.client.post("/collections/things/points/query", content=content)
         assert answer.status_code == 413
         assert answer.json()["status"]["error"]["code"] == "body_too_large"
 

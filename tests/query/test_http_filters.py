@@ -14,14 +14,17 @@ from tests.query.writer import Writer, engines_for_test, unit, writer
 ATTRIBUTES = {"colour": "keyword", "size": "integer", "tags": "keyword[]", "when": "datetime", "place": "geo", "about": "text"}
 
 
-@pytest.fixture(params=[0, 4096], ids=["indexed", "scanned"])
-def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr(filter_index, "INDEX_FROM_ROWS", request.param)
-    made = writer(engines_for_test(max_limit=50), attributes=ATTRIBUTES)
-    _fill(made)
-    for served in serve(made):
-        served.settle()
-        yield served
+@pytest.fixture(scope="module", params=[0, 4096], ids=["indexed", "scanned"])
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """One node for all: no test here writes. Its index has room for every attribute, whichever tests came before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filter_index, "INDEX_FROM_ROWS", request.param)
+        patch.setattr(filter_index, "MAX_BYTES_PER_ROW", 1 << 20)
+        made = writer(engines_for_test(max_limit=50), attributes=ATTRIBUTES)
+        _fill(made)
+        for served in serve(made):
+            served.settle()
+            yield served
 
 
 def _fill(made: Writer) -> None:

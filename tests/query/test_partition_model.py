@@ -25,6 +25,7 @@ from query.partition import Partition
 from query.partition_view import PartitionView
 from query.search import Effort, VectorSearch, search_many
 from query.segments import SegmentLoader
+from tests.examples import examples
 from tests.query.writer import DIMENSION, Writer, engines_for_test, unit, writer
 
 Rows = list[tuple[str, int, int]]
@@ -214,7 +215,7 @@ def run(seed: int, steps: int = 60) -> None:
         assert shown(node.partition.view) == history.ideal(history.made.next_offset), f"seed {seed}"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_node_shows_what_the_log_decided_after_every_step(seed: int) -> None:
     run(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,23 @@ def test_many_threads_download_an_object_once(store: Counted, tmp_path: Path) ->
     for thread in threads:
         thread.join()
     assert len(found) == 8 and all(view == b"x" * 100_000 for view in found) and store.reads == 1
+
+
+def test_what_nobody_uses_any_more_goes_some_time_later_and_what_is_mapped_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = MemoryStore(), [0.0]
+    monkeypatch.setattr("query.segment_cache.time.monotonic", lambda: now[0])
+    served, replaced = put(store, "A", b"a" * 100), put(store, "B", b"b" * 100)
+    cache = SegmentCache(tmp_path, store, 0, unused_seconds=1000.0)
+    view = cache.open(served)
+    cache.open(replaced)
+    for path in tmp_path.glob("??/*"):
+        os.utime(path, (time.time() - 2000, time.time() - 2000))
+
+    def files() -> set[str]:
+        return {path.name for path in tmp_path.glob("??/*")}
+
+    cache.open(put(store, "C", b"c" * 100))
+    assert replaced.sha256 in files(), "a start may not have opened it yet"
+    now[0] = 1000.0
+    cache.open(put(store, "D", b"d" * 100))
+    assert replaced.sha256 not in files() and served.sha256 in files() and bytes(view) == b"a" * 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from query.settling import settle
+from query.settling import FACTOR, MOST_CANDIDATES, settle
 
 NLIST = 100
 
@@ -12,8 +12,9 @@ NLIST = 100
 def looking(places: list[list[int]], seen: list[tuple[list[int], int]]) -> object:
     """A search whose query q has the hit i in list ``places[q][i]``: the sooner in the list of hits, the closer."""
 
-    def look(some: np.ndarray, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
+    def look(some: np.ndarray, nprobe: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
         seen.append((some.tolist(), nprobe))
+        assert candidates == min(MOST_CANDIDATES, FACTOR ** (len(seen) - 1)), "candidates grow with the lists"
         numbers, distances = np.full((len(some), 2), -1), np.full((len(some), 2), np.inf, np.float32)
         for at, query in enumerate(some):
             within = [hit for hit, place in enumerate(places[query]) if place < nprobe][:2]
@@ -32,7 +33,7 @@ def test_each_query_widens_until_nothing_new_is_found() -> None:
     # the second query's closest hit lies in list 30: 8 and 16 lists agree without it
     assert found.numbers[1].tolist() == [1, 2] and found.nprobe[1] == 16
     assert found.nprobe[2] == 16
-    nearer = settle(looking([[12, 30, 0, 1], near], seen), 2, 8, NLIST)  # type: ignore[arg-type]
+    nearer = settle(looking([[12, 30, 0, 1], near], []), 2, 8, NLIST)  # type: ignore[arg-type]
     assert nearer.numbers.tolist() == [[0, 1], [0, 1]], "what came new at 16 and at 32 lists was followed"
     assert nearer.nprobe.tolist() == [64, 16]
     assert nearer.distances[0].tolist() == [0, 1]
@@ -43,6 +44,12 @@ def test_an_answer_with_too_few_hits_looks_everywhere_and_no_further() -> None:
     found = settle(looking([[0], [0, 99]], seen), 2, 30, NLIST)  # type: ignore[arg-type]
     assert found.numbers.tolist() == [[0, -1], [0, 1]] and found.nprobe.tolist() == [NLIST, NLIST]
     assert [nprobe for _, nprobe in seen] == [30, 60, 100]
+
+
+def test_there_is_an_end_of_candidates() -> None:
+    seen: list[tuple[list[int], int]] = []
+    settle(looking([[99]], seen), 1, 1, NLIST)  # type: ignore[arg-type]
+    assert [nprobe for _, nprobe in seen] == [1, 2, 4, 8, 16, 32, 64, 100] and FACTOR ** (len(seen) - 1) > MOST_CANDIDATES
 
 
 def test_who_begins_with_all_lists_looks_once() -> None:

@@ -29,7 +29,7 @@ from contracts.collection import CollectionRecord, FieldRecord, own_vector_space
 from contracts.deletes import DeleteDelta, Tombstone, encode_delete_delta
 from contracts.engines import Engines
 from contracts.generation import encode_generation
-from contracts.item import VersionOrder, version_order
+from contracts.item import VersionOrder, id_hash, version_order
 from contracts.manifest import Checkpoint, Manifest, ObjectEntry, ReadManifest, SegmentEntry
 from contracts.object_keys import CollectionKeys
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, FieldPart, read_field_part, rows_schema, stored_rows, write_coded_part, write_rows_part
@@ -235,7 +235,7 @@ class Writer:
                 bitmaps.setdefault(segment_id, BitMap()).add(row)
             if item.op == "delete":
                 self.tombstones[item_id] = order
-                stones.append(Tombstone(item_id, item.offset, item.item, 0, item.origin_offset, item.origin_item))
+                stones.append(Tombstone(id_hash(item_id), item.offset, item.item, 0, item.origin_offset, item.origin_item))
         alive = [(order, item) for order, item in newest.values() if item.op == "upsert"]
         deletes = []
         if bitmaps or stones:

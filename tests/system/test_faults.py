@@ -29,7 +29,7 @@ def assert_one_line(stderr: str) -> None:
     assert [line.split(":")[0] for line in lines[1:]] in ([], ["hint"]), lines
 
 
-@pytest.mark.parametrize("name", ROLES)
+@pytest.mark.parametrize("name", ["index", *(pytest.param(name, marks=pytest.mark.slow) for name in ROLES if name != "index")])
 def test_a_broker_that_does_not_answer_ends_a_role_with_exit_code_4_and_one_line(embedded_site: Site, name: str) -> None:
     address = f"127.0.0.1:{free_port()}"
     answer = command(embedded_site, "run", name, HEADWATER_LOG_URL=f"kafka://{address}", timeout_seconds=90)
@@ -164,6 +164,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_missing_model_stops_its_collection_with_one_line_that_names_the_command_that_installs_it(embedded_site: Site) -> None:
     """It is the only one, so nothing is left to do and the role ends with the error's code; beside others it would stop alone (test_role.py)."""
     done(command(embedded_site, "collection", "create", "photos"))

@@ -22,6 +22,7 @@ from indexer.partition_source import PartitionSource
 from indexer.ulids import UlidSource
 from query.partition import Partition
 from query.partition_view import PartitionView
+from tests.examples import examples
 from tests.query.loading import partition_loader
 from tests.query.writer import Writer, engines_for_test, own_field, unit, writer
 
@@ -248,7 +249,7 @@ def check_ledger(run: Run) -> None:
     assert all(verdicts[place][0] == "superseded" for place, verdict in run.model.verdicts.items() if verdict == "superseded")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_tail_segments_and_a_dictionary_agree_on_patches_wherever_batches_and_seals_fall(seed: int) -> None:
     run(seed)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from vectors import flat
 
 
@@ -15,7 +16,7 @@ def expected(query: np.ndarray, matrix: np.ndarray, metric: str, allowed: np.nda
     return scores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(0, 300),

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import CorruptError
+from tests.examples import examples
 from tests.vectors.coded import opened, sample
 from vectors import flat
-from vectors.inverted_lists import build_lists, read_lists, write_lists
+from vectors.inverted_lists import build_lists, read_lists, unpack_lists, write_lists
 from vectors.nearest_rows import NearestRows
-from vectors.recall import REFINE_FACTOR, encode_measured
+from vectors.recall import REFINE_FACTOR, encode_measured, measure_encoded
 
 QUANTIZER = opened()
 HEAD = 32
@@ -37,6 +38,33 @@ def test_lists_come_back_and_move_into_another_index(numbers: list[int], data: s
     other.merge_from(index, 0)
     assert other.ntotal == len(ids) and write_lists(other.invlists) == written
     assert lists_of(numbers, ids) == written
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 11), max_size=60), st.data())
+def test_numbers_and_codes_come_back_in_the_order_of_the_ids(numbers: list[int], data: st.DataObject) -> None:
+    ids = sorted(data.draw(st.sets(st.integers(0, 2**32 - 1), min_size=len(numbers), max_size=len(numbers))))
+    codes = np.random.default_rng(1).integers(0, 256, (len(ids), 2)).astype(np.uint8)
+    found_numbers, found_codes = unpack_lists(lists_of(numbers, ids), QUANTIZER, np.array(ids, np.uint32), "here")
+    assert found_numbers.tolist() == numbers and (found_codes == codes).all()
+    with pytest.raises(CorruptError):
+        unpack_lists(lists_of(numbers, ids), QUANTIZER, np.array([*ids, 2**32], np.int64), "here")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclid"])
+@pytest.mark.parametrize("count", [0, 1, 2, 600])
+def test_rows_that_are_coded_already_are_measured_as_well_as_when_they_were(metric: str, count: int) -> None:
+    quantizer = opened(metric)
+    rows = sample(count, 16, metric) if count else np.zeros((0, 16), np.float32)
+    first = encode_measured(quantizer, rows, np.arange(count))
+    again = measure_encoded(quantizer, first.encoded, np.arange(count))
+    assert write_lists(again.lists) == write_lists(first.lists) and again.statistics.keys() == first.statistics.keys()
+    for name, value in first.statistics.items():
+        if name == "recall":
+            step = max(0.05, 1 / first.statistics["recall_queries"])  # a query's own list may be another by its refine code
+            assert all(abs(again.statistics[name][nprobe] - found) <= step for nprobe, found in value.items())
+        else:
+            assert again.statistics[name] == pytest.approx(value, rel=0.05)
 
 
 GOLDEN = {
@@ -75,7 +103,7 @@ def test_lists_whose_sizes_or_ids_disagree_are_corrupt(data: bytes, count: int) 
         read_lists(data, QUANTIZER, np.arange(count, dtype=np.uint32), "here")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.data())
 def test_a_changed_byte_is_found_unless_it_is_a_codes(data: st.DataObject) -> None:
     original = lists_of([2, 2, 7, 9], [0, 1, 2, 3])

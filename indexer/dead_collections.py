@@ -1,0 +1,82 @@
+"""Objects of collections that were deleted, or replaced under their name: everything of such an incarnation goes.
+
+Takes: the store. Gives: what was deleted.
+Owns: the proof that an incarnation is dead: the name's own chain says that it meant it, and that it does no more.
+Never: deletes an incarnation that no name ever named (it is being created), or a name's chain.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Iterator
+
+from contracts.clock import Clock
+from contracts.collection import NameRecord
+from contracts.engines import Engines
+from contracts.errors import HeadwaterError
+from contracts.manifest import object_version
+from contracts.object_keys import COLLECTIONS_PREFIX, CollectionKeys, name_prefix, parse_key
+from contracts.store import ObjectStore
+
+logger = logging.getLogger(__name__)
+SWEEP_SECONDS = 600.0
+_LAST = "zzz"
+"""Sorts behind everything that a collection's keys go on with."""
+
+
+def sweep_dead_collections(store: ObjectStore, clock: Clock, keep_seconds: float) -> dict[str, int]:
+    """Delete all objects of dead incarnations; returns how many by collection name.
+
+    What a writer that does not know of it yet puts there afterwards goes with the next sweep.
+
+    Raises
+    ------
+    UnavailableError
+        The store does not answer: sweep again.
+    """
+    deleted: dict[str, int] = {}
+    for keys in list(_incarnations(store)):
+        if not is_dead(store, keys, clock.now_seconds() - keep_seconds):
+            continue
+        for info in store.list(keys.prefix):
+            store.delete(info.key)
+            deleted[keys.name] = deleted.get(keys.name, 0) + 1
+    return deleted
+
+
+def is_dead(store: ObjectStore, keys: CollectionKeys, since_seconds: float) -> bool:
+    """Whether the name meant this incarnation once and has meant another, or none, since that time."""
+    named, replaced_at = False, None
+    for info in sorted(store.list(name_prefix(keys.name)), key=lambda info: object_version(info.key)):
+        found = store.get(info.key)
+        if found is None:
+            return False
+        record: NameRecord = NameRecord.from_bytes(found.data, info.key)
+        if record.incarnation == keys.incarnation:
+            named, replaced_at = True, None
+        elif named and replaced_at is None:
+            replaced_at = info.modified_seconds
+    return named and replaced_at is not None and replaced_at <= since_seconds
+
+
+def _incarnations(store: ObjectStore) -> Iterator[CollectionKeys]:
+    """Incarnations that have objects, one listing each."""
+    after = ""
+    while (info := next(iter(store.list(COLLECTIONS_PREFIX, after)), None)) is not None:
+        prefix = "/".join(info.key.split("/")[:2])
+        parsed = parse_key(info.key)
+        if parsed is not None and (match := re.fullmatch(r"c/(.+)-([0-9A-Z]{26})", prefix)):
+            yield CollectionKeys(match[1], match[2])
+        after = f"{prefix}/{_LAST}"
+
+
+def keep_sweeping(engines: Engines, stop: threading.Event) -> None:
+    """Sweep now and then until `stop` is set."""
+    while not stop.wait(min(SWEEP_SECONDS, max(1.0, engines.settings.gc_seconds / 4))):
+        try:
+            for name, count in sweep_dead_collections(engines.store, engines.clock, engines.settings.gc_seconds).items():
+                engines.metrics.collected.labels(name, "deleted_collection").inc(count)
+        except HeadwaterError as error:
+            logger.warning("deleted collections are looked at again later: %s", error)

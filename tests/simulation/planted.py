@@ -1,0 +1,170 @@
+"""The protocol model's bugs, planted in our own code: each must be found by some seed, or the simulation proves nothing.
+
+Names and sentences are those of the model. A planted bug is a context manager that replaces a few methods while it is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+from pyroaring import BitMap
+
+import indexer.compacted_deletes
+import indexer.garbage
+from backends.catalog.manifests import VersionChain
+from contracts.chain import AcceptedSpan, BatchSpan, Chain
+from contracts.errors import FencedError
+from contracts.manifest import LedgerEntry, Manifest, ReadManifest
+from contracts.object_keys import ParsedKey
+from contracts.store import ObjectInfo, PutOutcome
+from indexer.commit import Committer
+from indexer.live_rows import LiveRows
+from indexer.partition_builder import PartitionBuilder
+from indexer.watchdog import Watchdog
+from query.follow import ManifestFollower
+from query.hot_load import PartitionLoader
+from query.partition import Partition
+
+Patches = list[tuple[object, str, Callable[..., Any]]]
+
+
+def _nockpt() -> Patches:
+    def commit(self: Committer[Manifest], mine: Any, change: Callable[[Manifest], Mapping[str, Any]], commit_id: str) -> ReadManifest:
+        def forward(manifest: Manifest) -> Mapping[str, Any]:
+            fields = change(manifest)
+            if "checkpoint" in fields and fields["checkpoint"].media_offset <= manifest.checkpoint.media_offset:
+                raise FencedError("only a step back is refused")
+            return fields
+
+        return self._commit(forward, lambda manifest: None, commit_id)
+
+    return [(Committer, "commit", commit)]
+
+
+def _gapaccept() -> Patches:
+    def accept(self: Chain, span: BatchSpan) -> AcceptedSpan | None:
+        if (span.incarnation, span.topic_id) != (self.incarnation, self.topic_id) or span.next_offset <= self.expected:
+            return None
+        accepted = AcceptedSpan(max(span.start_offset, self.expected), span.next_offset)
+        self.expected = span.next_offset
+        return accepted
+
+    return [(Chain, "accept", accept)]
+
+
+def _notrim() -> Patches:
+    right = Chain.accept
+
+    def accept(self: Chain, span: BatchSpan) -> AcceptedSpan | None:
+        return None if right(self, span) is None else AcceptedSpan(span.start_offset, span.next_offset)
+
+    return [(Chain, "accept", accept)]
+
+
+def _noputid() -> Patches:
+    right_walk, right_commit = Committer._walk, PartitionBuilder.commit
+
+    def create(self: VersionChain[Manifest], manifest: Manifest, attempts: int = 10) -> ReadManifest | None:
+        key, data = self.keys.manifest(manifest.version), manifest.to_bytes()
+        while True:
+            outcome = self.store.put_if_absent(key, data)
+            if outcome is PutOutcome.CREATED:
+                return self._above_boundary(manifest, data)
+            if outcome is PutOutcome.EXISTS or (outcome is PutOutcome.UNKNOWN and self.store.get(key) is not None):
+                return None  # "somebody else's", it thinks
+
+    def walk(self: Committer[Manifest], commit_id: str) -> tuple[ReadManifest, None]:
+        return right_walk(self, commit_id)[0], None
+
+    def commit(self: PartitionBuilder) -> ReadManifest | None:
+        try:
+            return right_commit(self)
+        except FencedError:
+            pending = self.pending
+            entries = [] if pending is None or pending.entry is None else list(pending.entry.parts.values())
+            ledger: list[LedgerEntry] = [] if pending is None else [pending.ledger]
+            for entry in (*entries, *(one.object for one in ledger)):
+                self.engines.store.delete(entry.key)  # "we lost": clean up
+            raise
+
+    return [(VersionChain, "create", create), (Committer, "_walk", walk), (PartitionBuilder, "commit", commit)]
+
+
+def _trimfirst() -> Patches:
+    right_follow, right_load = ManifestFollower._load, PartitionLoader._load
+    partitions: dict[int, Partition] = {}
+
+    def follow(self: ManifestFollower, number: int) -> None:
+        partitions[id(self._loaders[number])] = self._partitions[number]
+        right_follow(self, number)
+
+    def load(self: PartitionLoader, read: ReadManifest, *more: Any) -> Any:
+        partition = partitions[id(self)]
+        if partition.view is not None:
+            partition._tail = partition._tail.trimmed(read.manifest.checkpoint.media_offset)
+            partition._publish()
+        return right_load(self, read, *more)
+
+    return [(ManifestFollower, "_load", follow), (PartitionLoader, "_load", load)]
+
+
+def _noboundary() -> Patches:
+    return [(VersionChain, "boundary", lambda self: 0), (VersionChain, "advance_boundary", lambda self, version: version)]
+
+
+def _gcage() -> Patches:
+    def is_dead(parsed: ParsedKey, info: ObjectInfo, head: Manifest, kept_since_seconds: float) -> bool:
+        return info.modified_seconds <= kept_since_seconds
+
+    return [(indexer.garbage, "is_dead", is_dead)]
+
+
+def _norevalidate() -> Patches:
+    return [(indexer.compacted_deletes, "_meanwhile", lambda deletes, inputs: BitMap())]
+
+
+def _stalebits() -> Patches:
+    right = LiveRows.delete_bits
+    first: dict[int, dict[str, BitMap]] = {}
+    kept: list[object] = []  # so that no other array gets its number
+
+    def delete_bits(self: LiveRows, manifest: Manifest, touched: Any) -> dict[str, BitMap]:
+        if id(touched) not in first:
+            kept.append(touched)
+            first[id(touched)] = right(self, manifest, touched)
+        present = {segment.segment_id for segment in manifest.segments}
+        return {name: bits for name, bits in first[id(touched)].items() if name in present}
+
+    return [(LiveRows, "delete_bits", delete_bits)]
+
+
+PLANTED: dict[str, tuple[str, Callable[[], Patches]]] = {
+    "nockpt": ("commit without exact checkpoint and epoch check", _nockpt),
+    "gapaccept": ("a reader accepts a batch that starts above what it expects", _gapaccept),
+    "notrim": ("a reader does not trim rows below what it expects", _notrim),
+    "noputid": ("an own commit is not recognised (412 = lost), and its files are cleaned up", _noputid),
+    "noboundary": ("garbage collection deletes manifests, and nobody checks the boundary", _noboundary),
+    "gcage": ("garbage collection by age alone", _gcage),
+    "norevalidate": ("a compaction keeps the delete bits that it read at its start", _norevalidate),
+    "stalebits": ("a builder's delete bits are not computed anew for another manifest", _stalebits),
+    "trimfirst": ("a query node trims the tail before the segment is loaded", _trimfirst),
+    "maskonce": ("the tail masks old rows only in segments that were loaded when the tail row came", lambda: [(Partition, "_mask_new", _nothing)]),
+    "nowatchdog": ("the embed worker never re-reads the chain's end", lambda: [(Watchdog, "_check", _nothing)]),
+}
+"""By the model's name: what is wrong, and what is replaced."""
+
+
+def _nothing(self: object, *arguments: object) -> None:
+    pass
+
+
+@contextmanager
+def planted(name: str | None) -> Iterator[None]:
+    """Plant a bug, or none."""
+    with ExitStack() as stack:
+        for owner, attribute, wrong in PLANTED[name][1]() if name else []:
+            stack.enter_context(mock.patch.object(owner, attribute, wrong))
+        yield
