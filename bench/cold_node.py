@@ -12,7 +12,8 @@ import json
 import sys
 import time
 
-import query.query_role  # noqa: F401 - the query role, imported before the clock starts
+import backends.kafka_log  # noqa: F401 - imported before the clock starts, like the query role; else both are imported when they are needed
+import query.query_role  # noqa: F401
 from backends.catalog.collections import CollectionCatalog
 from bench.processes import memory_mib, stop_when_stdin_closes
 from contracts.settings import Settings, load_settings

@@ -236,8 +236,12 @@ def _unmeasured_part(quantizer: Quantizer, vectors: NDArray[np.float16], rows: N
 
 def trained(sample: NDArray[np.float32]) -> Generation:
     """A generation for `OwnRows`, trained on a sample, shape (n, d), of length 1."""
+    before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(os.cpu_count() or 1)
-    return train(vector_field(VECTOR_FIELD_WORDS), sample, choose_nlist(len(sample), len(sample)), "auto", 0, GENERATION)
+    try:
+        return train(vector_field(VECTOR_FIELD_WORDS), sample, choose_nlist(len(sample), len(sample)), "auto", 0, GENERATION)
+    finally:
+        faiss.omp_set_num_threads(before)  # a searching thread has one, and would not set it again
 
 
 @contextmanager

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
+
+import urllib3
 
 from bench.frame import Bench, Goal, Outcome
 from bench.intervals import abba, percentile, ratio
 from bench.places import stack_values
 from bench.prepared import LIMIT, Prepared, PreparedIndex
 from bench.processes import BenchProcess, free_port, memory_mib, module_command
-from contracts.errors import HeadwaterError, UnavailableError
-from headwater.client import Freshness, HeadwaterClient
+from contracts.errors import UnavailableError
+from headwater.client import Freshness
 
 LIMIT_SECONDS = 120.0
 FIRST_PAUSE_SECONDS, PAUSE_SECONDS = 0.002, 0.02
@@ -90,28 +94,42 @@ def measure_cold(made: Prepared, number: int, found: Found) -> None:
     with BenchProcess(f"cold-{number}", module_command("bench.cold_node"), values, made.place.folder, talks=True) as node:
         node.read_line()
         found.started.append(time.perf_counter() - spawned)
-        with HeadwaterClient(f"http://127.0.0.1:{values['query_port']}", timeout_seconds=10.0) as client:
-            begin = time.perf_counter()
-            node.ask("go")
-            _wait(node, client, made, lambda now: len(now.versions) == made.record.partitions, begin, FIRST_PAUSE_SECONDS)
-            found.first.append(time.perf_counter() - begin)
-            _wait(node, client, made, lambda now: now.coverage == 1.0, begin, PAUSE_SECONDS)
-            found.whole.append(time.perf_counter() - begin)
+        asker = Asker(int(values["query_port"]), made)
+        begin = time.perf_counter()
+        node.ask("go")
+        _wait(node, asker, lambda now: len(now.versions) == made.record.partitions, begin, FIRST_PAUSE_SECONDS)
+        found.first.append(time.perf_counter() - begin)
+        _wait(node, asker, lambda now: now.coverage == 1.0, begin, PAUSE_SECONDS)
+        found.whole.append(time.perf_counter() - begin)
+        asker.close()
         found.notes["node_memory_mib"] = memory_mib(node.pid)
 
 
-def _wait(node: BenchProcess, client: HeadwaterClient, made: Prepared, is_enough: Any, begin: float, pause_seconds: float) -> None:
-    """Search until an answer comes from enough of the index."""
-    vector = made.query.tolist()
-    while True:
-        now = Freshness()
+class Asker:
+    """Asks one search again and again, at once: the Python client would wait a second where the service says that it is loading."""
+
+    def __init__(self, port: int, made: Prepared) -> None:
+        self._pool = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=1, retries=False, timeout=10.0)
+        self._path = f"/collections/{quote(made.record.name, safe='')}/points/query"
+        self._body = json.dumps({"query": made.query.tolist(), "limit": LIMIT}).encode()
+
+    def ask(self) -> Freshness:
+        """From what the service answers; from nothing where it does not yet."""
         try:
-            answer = client.search(made.record.name, vector=vector, limit=LIMIT)
-            now = answer.freshness
-        except HeadwaterError:  # nobody listens yet, or the collection is being loaded
-            node.check()
-        if is_enough(now):
-            return
+            answer = self._pool.request("POST", self._path, body=self._body, headers={"content-type": "application/json"})
+        except urllib3.exceptions.HTTPError:  # nobody listens
+            return Freshness()
+        return Freshness.of(answer.json()["freshness"]) if answer.status == 200 else Freshness()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._pool.close()
+
+
+def _wait(node: BenchProcess, asker: Asker, is_enough: Callable[[Freshness], bool], begin: float, pause_seconds: float) -> None:
+    """Search until an answer comes from enough of the index."""
+    while not is_enough(asker.ask()):
+        node.check()
         if time.perf_counter() - begin > LIMIT_SECONDS:
             raise UnavailableError(f"a node did not serve everything in {LIMIT_SECONDS:g} s", hint=f"look at {node.log_path}")
         time.sleep(pause_seconds)
