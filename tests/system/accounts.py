@@ -119,8 +119,11 @@ def _check_stored(account: Account, engines: Engines, collection: CollectionReco
 
 
 def _check_verdicts(account: Account, partition: int, verdicts: dict[tuple[int, int], str], acknowledged: Sequence[Acknowledged]) -> None:
-    """Every acknowledged record has exactly one verdict of its kind, and nothing else has one."""
-    allowed = {(e.offset, 0): ("row" if e.op == "upsert" else "delete", "superseded") for e in acknowledged if e.partition == partition}
+    """Every acknowledged record has exactly one verdict of its kind, and nothing else has one; rows that compaction drops for a delete say so."""
+    mine = [entry for entry in acknowledged if entry.partition == partition]
+    deleted_at = {entry.id: entry.offset for entry in mine if entry.op == "delete"}
+    allowed = {(e.offset, 0): ("row" if e.op == "upsert" else "delete", "superseded") for e in mine}
+    allowed |= {(e.offset, 0): ("row", "superseded", "deleted") for e in mine if e.op == "upsert" and deleted_at.get(e.id, -1) > e.offset}
     account.check(verdicts.keys() == allowed.keys(), f"partition {partition}: verdicts for other records than were acknowledged")
     wrong = [(place, verdict) for place, verdict in verdicts.items() if verdict not in allowed.get(place, ())]
     account.check(not wrong, f"partition {partition}: wrong verdicts, such as {wrong[:5]}")
