@@ -33,8 +33,8 @@ STABLE = 200
 ROUND_ROWS, LEAST_ROUNDS, ROUNDS_AFTER = 80, 12, 12
 SWITCH_SECONDS = 90.0
 SCORE_TOLERANCE = 0.05
-"""Half a step of a refine code in each dimension moves a cosine by less than 0.02; a number beyond those of the few training rows is cut, and was seen to
-move one by 0.023. Another version of a row is another vector, and differs by 0.2 and more."""
+"""Half a step of a refine code in each dimension moves a cosine by less than 0.02; a number beyond those of the few training rows is cut, and
+was seen to move one by 0.023. Another version of a row is another vector, and differs by 0.2 and more."""
 SHADES = 10
 FILTER = {"must": [{"key": "shade", "match": {"any": [1, 2]}}]}
 
