@@ -13,6 +13,7 @@ import pytest
 from contracts.collection import CollectionRecord
 from headwater.client import Freshness, HeadwaterClient
 from ingest.producer import MediaProducer
+from tests.indexer.stored import read_partition
 from tests.system.accounts import read_checkpoint
 from tests.system.processes import command, done, environment_of, role, running, until
 from tests.system.sites import Site, free_port, open_site, unique
@@ -92,9 +93,12 @@ def test_a_query_node_that_comes_back_empty_gives_the_same_answers(site: Site) -
         ends = produce(site, record, ids[:300], matrix[:300], ids[:20])
         alive = list(processes.values())
         until(lambda: all(read_checkpoint(engines, record, p) >= end for p, end in ends.items()), 30, "the first half is committed", alive=alive)
+        query = processes["query"]
+        with query.client() as client:  # a builder that is killed before it has sent its notice leaves the node to its next poll
+            committed = {p: read_partition(engines, record, p).manifest.version for p in ends}
+            until(lambda: client.freshness(name).versions == committed, 40, "the node has heard of both commits", alive=alive)
         processes["index"].kill()  # so that the second half stays in the tail
         ends = produce(site, record, ids[300:], matrix[300:], ids[20:30])
-        query = processes["query"]
         with query.client() as client:
             client.wait_for(name, ends, 30)
             before, counted, seen = answers(client, name, matrix[::50]), client.count(name), client.freshness(name)
