@@ -55,6 +55,7 @@ def test_a_cold_node_answers_from_a_part_and_then_from_all_and_the_reference_get
     assert sum(cached) == sum({entry.sha256: entry.size_bytes for entry in entries}.values())  # equal objects are kept once
 
 
+@pytest.mark.slow
 def test_what_a_collection_takes_is_weighed_beside_what_was_counted(made: Prepared) -> None:
     answer = weigh(made)
     assert answer["counted_mib"] >= ROWS * 512 * 4 / 2**20 and answer["after"]["anonymous"] >= answer["before"]["anonymous"] > 10

@@ -81,6 +81,7 @@ def test_nobody_waits_for_ever() -> None:
         wait_for(lambda: False, "the moon", 0.02)
 
 
+@pytest.mark.slow
 def test_the_service_answers_as_the_pipeline_does_and_finds_what_arrives(matrix: np.ndarray) -> None:
     with served_rows(trained(matrix[:1000])) as served:
         rows = served.rows

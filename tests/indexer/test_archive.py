@@ -382,6 +382,7 @@ def test_the_role_follows_collections_as_they_come_and_go(engines: Engines, coll
 
 
 @pytest.mark.parametrize("commit", [1, 2])
+@pytest.mark.slow
 def test_an_archiver_killed_between_a_tars_upload_and_its_commit_loses_nothing_and_archives_nothing_twice(tmp_path: Path, commit: int) -> None:
     settings = {
         "log_url": f"sqlite:///{tmp_path}/log.sqlite",

@@ -81,6 +81,7 @@ def test_a_record_that_kills_the_archiver_is_archived_unread_and_all_others_as_a
     assert attempts(embedded, collection) == Attempts(), "nothing is left of it"
 
 
+@pytest.mark.slow
 def test_a_record_that_was_archived_unread_is_found_by_purge(embedded: Engines, places: dict[str, str]) -> None:
     collection = make_collection(embedded, "feed", partitions=1)
     send(embedded, collection, 0, ["poison"])

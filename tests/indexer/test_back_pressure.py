@@ -62,6 +62,7 @@ def send_texts(engines: Engines, collection: CollectionRecord, count: int, size_
 
 
 @pytest.mark.parametrize(("count", "size_bytes"), [(3000, 20), (120, 900_000)])
+@pytest.mark.slow
 def test_a_slow_encoder_holds_the_reading_up_and_not_the_memory(engines: Engines, count: int, size_bytes: int) -> None:
     collection = create_collection(engines, CollectionRequest("texts", colour_fields(), 1))
     send_texts(engines, collection, count, size_bytes)

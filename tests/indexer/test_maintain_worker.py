@@ -88,6 +88,7 @@ def workers(engines: Engines, collection: CollectionRecord) -> list:  # type: ig
     ]
 
 
+@pytest.mark.slow
 def test_a_stream_with_all_roles_ends_with_few_objects_no_orphans_and_a_short_log(engines: Engines) -> None:
     collection = new_collection(engines)
     choice, live = random.Random(5), {0: set(), 1: set()}  # type: ignore[var-annotated]
@@ -118,6 +119,7 @@ def test_a_stream_with_all_roles_ends_with_few_objects_no_orphans_and_a_short_lo
         )
 
 
+@pytest.mark.slow
 def test_after_a_purge_and_maintenance_ids_and_captions_are_nowhere_in_the_store(engines: Engines) -> None:
     collection = new_collection(engines)
     victims = ["alice-with-a-long-name", "bob-with-a-long-name", "carol-with-a-long-name"]

@@ -46,6 +46,7 @@ def test_what_is_not_committed_yet_is_no_fault_but_what_the_log_has_forgotten_be
     assert (found.kind, found.index, found.partition, found.start_offset, found.next_offset) == ("offsets_forgotten", "main", 0, 14, 16)
 
 
+@pytest.mark.slow
 def test_an_audit_while_roles_write_tells_no_false_faults(tmp_path: Path) -> None:
     engines = opened(f"memory://{ULID()}", tmp_path / "store", seal_rows=20)
     collection = make_collection(engines, "busy")

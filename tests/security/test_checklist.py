@@ -178,6 +178,7 @@ def tls_port(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     listening.close()
 
 
+@pytest.mark.slow
 def test_a_store_with_a_certificate_of_nobody_we_know_is_not_talked_to(tls_port: tuple[int, Path]) -> None:
     settings = load_settings(store_url=f"s3s://127.0.0.1:{tls_port[0]}/bucket", store_access_key="a", store_secret_key="canary-secret")
     with pytest.raises((SettingsError, UnavailableError)) as caught:
@@ -200,6 +201,7 @@ except (SettingsError, UnavailableError) as error:
 
 
 @pytest.mark.parametrize("trusts", [False, True], ids=["unknown authority", "wrong host name"])
+@pytest.mark.slow
 def test_a_broker_with_a_wrong_certificate_is_a_setting_to_fix(tls_port: tuple[int, Path], trusts: bool) -> None:
     """In a process of its own: kafka-python drops sockets whose handshake failed, which pytest takes for a leak."""
     port, cert = tls_port
