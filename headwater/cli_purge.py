@@ -11,14 +11,13 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from backends.catalog.collections import CollectionCatalog
 from contracts.collection import CollectionRecord
 from contracts.errors import RecordError, SettingsError
 from contracts.log import Log
 from contracts.settings import load_settings
-from headwater.console import megabytes, notes, output, print_json, progress_bar
+from headwater.console import Steps, megabytes, notes, output, print_json, progress_bar
 from headwater.logging_setup import set_up_logging
 from headwater.wiring import open_engines
 from indexer.purge import Findings, Purge, PurgeReport
@@ -42,7 +41,7 @@ def purge(
     with open_engines(settings) as engines:
         record = CollectionCatalog(engines.store).get(collection)
         with progress_bar() as bar:
-            task = _Task(bar)
+            task = Steps(bar)
             try:
                 work = Purge(engines, record, ids, task.tell)
             except RecordError as error:
@@ -53,27 +52,13 @@ def purge(
         if not dry_run:
             _ask(findings, len(work.ids), yes)
         with progress_bar() as bar:
-            work.tell = _Task(bar).tell
+            work.tell = Steps(bar).tell
             report = None if dry_run else work.run(findings)
         stays = _what_stays(engines.log, record, report)
     if as_json:
         print_json(_as_json(record, work.ids, findings, report, stays))
         return
     _print(findings, report, stays)
-
-
-class _Task:
-    """The bar of the step that is under way."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._steps: dict[str, Any] = {}
-
-    def tell(self, step: str, done: int, total: int) -> None:
-        """Show a step's progress; the bar of a new step is added below."""
-        if step not in self._steps:
-            self._steps[step] = self._bar.add_task(step, note="")
-        self._bar.update(self._steps[step], completed=done, total=total)
 
 
 def _others(record: CollectionRecord, ids: int) -> str:

@@ -7,16 +7,15 @@ Never: changes anything without `--repair` and a yes.
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from backends.catalog.collections import CollectionCatalog
 from contracts.clock import SystemClock
 from contracts.errors import SettingsError
 from contracts.settings import load_settings
-from headwater.console import notes, one_line, output, print_json, progress_bar
+from headwater.console import Steps, notes, one_line, output, print_json, progress_bar
 from headwater.logging_setup import set_up_logging
 from headwater.verify_report import advice, as_json, exit_code, findings_table, partition_table, plan_lines, verdict_line
 from headwater.wiring import open_engines, open_store_alone
@@ -67,22 +66,8 @@ def verify(
 
 def _run(audit: Audit) -> AuditReport:
     with progress_bar() as bar:
-        audit.tell = _Task(bar).tell
+        audit.tell = Steps(bar).tell
         return audit.run()
-
-
-class _Task:
-    """The bar of the step that is under way."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._steps: dict[str, Any] = {}
-
-    def tell(self, step: str, done: int, total: int) -> None:
-        """Show a step's progress; the bar of a new step is added below."""
-        if step not in self._steps:
-            self._steps[step] = self._bar.add_task(step, note="")
-        self._bar.update(self._steps[step], completed=done, total=total)
 
 
 def _mend(work: Repair, plan: RepairPlan, dry_run: bool, yes: bool, as_document: bool) -> RepairReport | None:
@@ -98,7 +83,7 @@ def _mend(work: Repair, plan: RepairPlan, dry_run: bool, yes: bool, as_document:
             raise SettingsError("a repair needs a yes", hint="add --yes, or --dry-run to look only")
         typer.confirm("Do this?", abort=True)
     with progress_bar() as bar:
-        done = work.run(plan, _Task(bar).tell)
+        done = work.run(plan, Steps(bar).tell)
     console.print(f"repaired: {len(done.sent)} dead letters sent, {len(done.deleted)} dead objects deleted, {len(done.failed)} failed", markup=False)
     for place, why in done.failed.items():
         console.print(f"  {one_line(place)}: {one_line(why)}", markup=False, soft_wrap=True)

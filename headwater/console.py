@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from contracts.errors import HeadwaterError
@@ -73,6 +73,20 @@ def progress_bar() -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+class Steps:
+    """A bar for each step of one piece of work, in a `progress_bar`."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+
+    def tell(self, step: str, done: int, total: int) -> None:
+        """Show a step's progress; the bar of a new step is added below."""
+        if step not in self._tasks:
+            self._tasks[step] = self._bar.add_task(step, note="")
+        self._bar.update(self._tasks[step], completed=done, total=total)
 
 
 def megabytes(size_bytes: int) -> str:

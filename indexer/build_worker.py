@@ -19,7 +19,7 @@ from contracts.engines import Engines
 from contracts.errors import CorruptError, DataLossError, FencedError, HeadwaterError, SnapshotError, UnavailableError
 from contracts.log import CommittedOffset, GroupReader, LogProducer, LogRecord
 from contracts.manifest import Manifest
-from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
+from indexer.announce import announce
 from indexer.coding import IndexCoding
 from indexer.index_codecs import IndexCodecs
 from indexer.partition_builder import PartitionBuilder
@@ -219,9 +219,7 @@ class BuildWorker:
 
     def _announce(self, manifest: Manifest) -> None:
         """Tell query nodes; a lost notice costs them one poll interval, nothing else."""
-        notice = CommitNotice(manifest.version, manifest.commit_id, manifest.incarnation)
-        sent = self._producer.send(self.index.vectors_topic, partition=manifest.partition, key=NOTICE_KEY, headers=notice_headers(notice))
-        sent.add_done_callback(lambda done: self._renew_producer.set() if done.exception() else None)
+        announce(self._producer, self.index.vectors_topic, manifest, self._renew_producer)
 
     def _report(self) -> None:
         now = self.engines.clock.monotonic_seconds()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from backends.catalog.objects import download, upload
 from contracts.deletes import encode_delete_delta
@@ -32,6 +31,7 @@ from indexer.index_codecs import IndexCodecs
 from indexer.ledger_rewrite import without_rows
 from indexer.partition_source import PartitionSource
 from indexer.purge_requests import PartitionPurges
+from indexer.segment_frame import SegmentFrame
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
@@ -165,11 +165,9 @@ class PartitionCompactor:
         return Rewritten(self.ulids.mint(), inputs, old, entry, ledger, ledger_ulid)
 
     def _upload_segment(self, segment_id: str, manifest: Manifest, rows: CompactedRows, inputs: Sequence[KeptRows]) -> SegmentEntry:
-        times = pc.min_max(rows.batch.column("event_time").cast(pa.int64())).as_py()
-        span = {"start_offset": inputs[0].segment.start_offset, "next_offset": inputs[-1].segment.next_offset}
-        meta = {**span, "partition": self.source.partition, "schema_version": self.collection.schema_version}
-        count = rows.batch.num_rows
-        parts = {ROWS_PART: self._upload(segment_id, ROWS_PART, write_rows_part(rows.batch, meta))}
+        start_offset, next_offset = inputs[0].segment.start_offset, inputs[-1].segment.next_offset
+        frame = SegmentFrame.of(rows.batch, start_offset, next_offset, self.collection.schema_version)
+        parts = {ROWS_PART: self._upload(segment_id, ROWS_PART, write_rows_part(rows.batch, frame.meta(self.source.partition)))}
         rows.batch = pa.RecordBatch.from_pylist([], schema=rows.batch.schema)  # one part in memory at a time
         for field in self.index.fields:
             name = FIELD_PART_PREFIX + field.name
@@ -179,17 +177,9 @@ class PartitionCompactor:
                 read = None if part is None else read_field_part(download(self.engines.store, part), field, part.key)
                 found.append(FieldInput(read, each.kept, each.base, name if part is None else part.key))
             chosen = self.codecs.chosen(field, manifest)
-            data = compacted_field(field, found, count, chosen, lambda number, f=field: self.codecs.quantizer(f, number))  # type: ignore[misc]
+            data = compacted_field(field, found, frame.rows, chosen, lambda number, f=field: self.codecs.quantizer(f, number))  # type: ignore[misc]
             parts[name] = self._upload(segment_id, name, data)
-        return SegmentEntry(
-            segment_id=segment_id,
-            rows=count,
-            min_event_time_us=times["min"],
-            max_event_time_us=times["max"],
-            schema_version=self.collection.schema_version,
-            parts=parts,
-            **span,
-        )
+        return frame.entry(segment_id, parts)
 
     def _upload(self, ulid: str, part: str, data: bytes) -> ObjectEntry:
         return upload(self.engines.store, self.source.keys.part("m", self.committer.epoch, ulid, part), data)

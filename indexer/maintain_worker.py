@@ -20,7 +20,7 @@ from contracts.engines import Engines
 from contracts.errors import CorruptError, FencedError, HeadwaterError, SnapshotError, UnavailableError
 from contracts.log import GroupReader, LogProducer
 from contracts.manifest import Manifest
-from contracts.vectors_batch import NOTICE_KEY, CommitNotice, notice_headers
+from indexer.announce import announce
 from indexer.compactor import PartitionCompactor
 from indexer.garbage import PartitionCollector, collect_archive
 from indexer.index_codecs import IndexCodecs
@@ -169,9 +169,7 @@ class IndexMaintenance:
             self._renew_producer.clear()
             if old is not None:
                 old.close()
-        notice = CommitNotice(manifest.version, manifest.commit_id, manifest.incarnation)
-        sent = self._producer.send(self.index.vectors_topic, partition=manifest.partition, key=NOTICE_KEY, headers=notice_headers(notice))
-        sent.add_done_callback(lambda done: self._renew_producer.set() if done.exception() else None)
+        announce(self._producer, self.index.vectors_topic, manifest, self._renew_producer)
 
 
 class MaintainWorker:

@@ -36,6 +36,7 @@ from indexer.partition_source import PartitionSource
 from indexer.recode import RecodedPart
 from indexer.seal import SealedSegment, seal
 from indexer.seal_policy import should_seal
+from indexer.segment_frame import SegmentFrame
 from indexer.ulids import UlidSource
 from vectors.quantizer import Quantizer
 
@@ -272,10 +273,8 @@ class PartitionBuilder:
         return seal(growing.batches, self.collection, self.index, prior, bases)
 
     def _upload_segment(self, segment_id: str, sealed: SealedSegment, checkpoint: Checkpoint, quantizers: Mapping[str, Quantizer]) -> SegmentEntry:
-        times = pc.min_max(sealed.rows.column("event_time").cast(pa.int64())).as_py()
-        span = {"start_offset": self.checkpoint.media_offset, "next_offset": checkpoint.media_offset}
-        meta = {**span, "partition": self.source.partition, "schema_version": self.collection.schema_version}
-        rows_part = write_rows_part(sealed.rows, meta, sealed.ids)
+        frame = SegmentFrame.of(sealed.rows, self.checkpoint.media_offset, checkpoint.media_offset, self.collection.schema_version)
+        rows_part = write_rows_part(sealed.rows, frame.meta(self.source.partition), sealed.ids)
         self.live.remember(segment_id, sealed.ids)
         parts = {ROWS_PART: self._upload(segment_id, ROWS_PART, rows_part)}
         for record in self.index.fields:
@@ -286,15 +285,7 @@ class PartitionBuilder:
             if quantizer is not None:
                 self.coded.add(parts[name].key)
                 self.engines.metrics.set_coding(self.collection.name, record.name, quantizer.number, statistics)
-        return SegmentEntry(
-            segment_id=segment_id,
-            rows=sealed.rows.num_rows,
-            min_event_time_us=times["min"],
-            max_event_time_us=times["max"],
-            schema_version=self.collection.schema_version,
-            parts=parts,
-            **span,
-        )
+        return frame.entry(segment_id, parts)
 
     def _upload(self, ulid: str, part: str, data: bytes) -> ObjectEntry:
         return upload(self.engines.store, self.source.keys.part("b", self.committer.epoch, ulid, part), data)
