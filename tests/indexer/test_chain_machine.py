@@ -23,6 +23,7 @@ from contracts.object_keys import CollectionKeys
 from contracts.store import PutOutcome
 from indexer.commit import Committer
 from tests.examples import examples
+from tests.indexer.origins import origin
 
 KEYS = CollectionKeys("feed", str(ULID())).index("main").partition(0)
 ANSWERS = ("created", "lost", "not stored", "late", "conflict", "met itself")
@@ -71,25 +72,6 @@ class Writer:
     open: tuple[str, Checkpoint] | None = None
 
 
-def origin() -> Manifest:
-    return Manifest(
-        version=1,
-        previous=None,
-        commit_id=str(ULID()),
-        writer="origin",
-        committed_at="2026-01-01T00:00:00+00:00",
-        incarnation=KEYS.index.collection.incarnation,
-        index="main",
-        partition=0,
-        cluster_id="c",
-        media_topic_id="m",
-        vectors_topic_id="v",
-        schema_version=1,
-        origin_offset=0,
-        checkpoint=Checkpoint(vectors_offset=0, media_offset=0),
-    )
-
-
 class ChainMachine(RuleBasedStateMachine):
     """Two builders, a compactor, two readers, a collector."""
 
@@ -98,7 +80,7 @@ class ChainMachine(RuleBasedStateMachine):
         self.sleep = mock.patch("backends.catalog.manifests.time.sleep")
         self.sleep.start()
         self.store = InterruptedStore()
-        first = origin()
+        first = origin(KEYS)
         self.store.put_if_absent(KEYS.manifest(1), first.to_bytes())
         self.chain = ManifestChain(self.store, KEYS)
         self.writers = [Writer(self._committer(f"w{n}", role)) for n, role in enumerate(("builder", "builder", "compactor"))]

@@ -14,6 +14,7 @@ from contracts.manifest import Checkpoint, Manifest
 from contracts.object_keys import CollectionKeys
 from contracts.store import PutOutcome
 from indexer.commit import Committer
+from tests.indexer.origins import origin
 
 KEYS = CollectionKeys("feed", str(ULID())).index("main").partition(0)
 
@@ -41,22 +42,7 @@ class ScriptedStore(MemoryStore):
 @pytest.fixture
 def store() -> ScriptedStore:
     made = ScriptedStore()
-    first = Manifest(
-        version=1,
-        previous=None,
-        commit_id=str(ULID()),
-        writer="origin",
-        committed_at="2026-01-01T00:00:00+00:00",
-        incarnation=KEYS.index.collection.incarnation,
-        index="main",
-        partition=0,
-        cluster_id="c",
-        media_topic_id="m",
-        vectors_topic_id="v",
-        schema_version=1,
-        origin_offset=0,
-        checkpoint=Checkpoint(vectors_offset=0, media_offset=0),
-    )
+    first = origin(KEYS)
     made.put_if_absent(KEYS.manifest(1), first.to_bytes())
     return made
 
