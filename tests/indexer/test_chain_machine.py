@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 from hypothesis import settings
@@ -29,6 +30,7 @@ KEYS = CollectionKeys("feed", str(ULID())).index("main").partition(0)
 ANSWERS = ("created", "lost", "not stored", "late", "conflict", "met itself")
 GIVES_UP = ["not stored"] * 9 + ["late"]
 """Taken from the end: the first put lands later, and its sender stops asking."""
+INPUT = "compactor-0"
 
 
 class InterruptedStore(MemoryStore):
@@ -69,7 +71,17 @@ class Writer:
 
     committer: Committer[Manifest]
     mine: Checkpoint | None = None
-    open: tuple[str, Checkpoint] | None = None
+    open: tuple[str, Checkpoint, str] | None = None
+
+    def change(self, manifest: Manifest) -> dict[str, Any]:
+        """A builder moves the checkpoint; a compactor replaces one input, here a name in `published`, and looks whether it is still there."""
+        assert self.open is not None
+        commit_id, to, replaced = self.open
+        if self.committer.role == "builder":
+            return {"checkpoint": to}
+        if manifest.published.get(INPUT, "") != replaced:
+            raise SnapshotError("an input of the compaction was compacted away", hint="take the newest manifest")
+        return {"published": {**manifest.published, INPUT: commit_id}}
 
 
 class ChainMachine(RuleBasedStateMachine):
@@ -116,11 +128,12 @@ class ChainMachine(RuleBasedStateMachine):
             return
         moves = writer.committer.role == "builder"
         step = Checkpoint(vectors_offset=writer.mine.vectors_offset + 1, media_offset=writer.mine.media_offset + 1)
-        commit_id, to = writer.open or (str(ULID()), step)
-        writer.open = commit_id, to
+        if writer.open is None:
+            writer.open = str(ULID()), step, self._head().manifest.published.get(INPUT, "")
+        commit_id, to, _ = writer.open
         try:
-            read = writer.committer.commit(writer.mine if moves else None, lambda manifest: {"checkpoint": to} if moves else {}, commit_id)
-        except FencedError:
+            read = writer.committer.commit(writer.mine if moves else None, writer.change, commit_id)
+        except (FencedError, SnapshotError):
             landed = commit_id in {ReadManifest.parse(Manifest, data, "history").manifest.commit_id for data in self.store.history.values()}
             assert not landed or self.chain.boundary(), "its own commit is not recognised"
             writer.mine = writer.open = None
