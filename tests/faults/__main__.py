@@ -1,0 +1,95 @@
+"""Runs the matrix of faults, and prints and writes what became of each.
+
+    python -m tests.faults [--only 4,9] [--json results/faults.json] [--keep]
+
+Exit code 0 when every fault that was run lost nothing, doubled nothing and recovered in its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tests.faults.ground import Ground
+from tests.faults.matrix import Fault, matrix
+from tests.faults.trial import Outcome, attempt
+
+LEAST_RUN = 40
+
+
+def chosen(only: str | None) -> list[Fault]:
+    """The faults that were asked for."""
+    wanted = None if only is None else {int(each) for each in only.split(",")}
+    return [fault for fault in matrix() if wanted is None or fault.number in wanted]
+
+
+def run(faults: Sequence[Fault], folder: Path, console: Console) -> list[Outcome]:
+    """Run every variant, one after the other, on one ground."""
+    outcomes: list[Outcome] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar, Ground(folder / "ground") as ground:
+        task = bar.add_task("faults", total=sum(max(1, len(fault.variants)) for fault in faults))
+        for fault in faults:
+            if not fault.variants:
+                outcomes.append(Outcome(fault.number, fault.name, "skipped", fault.reason or "not written"))
+                bar.advance(task)
+            for at, variant in enumerate(fault.variants):
+                bar.update(task, description=f"{fault.number} {variant.name}"[:70])
+                outcomes.append(attempt(ground, variant, folder / f"fault{fault.number}-{at}"))
+                bar.advance(task)
+                if not outcomes[-1].ok:
+                    bar.console.print(f"fault {fault.number}, {variant.name}: {outcomes[-1].sentences}", markup=False, soft_wrap=True)
+    return outcomes
+
+
+def show(outcomes: Sequence[Outcome], console: Console) -> None:
+    """One line per variant."""
+    table = Table("fault", "what", "acknowledged", "live", "lost", "twice", "recovers (s)", "took (s)", "")
+    for one in outcomes:
+        counts = ("" if each is None else str(each) for each in (one.acknowledged, one.live, one.lost, one.duplicated, one.recover_seconds))
+        verdict = one.reason if one.status == "skipped" else "ok" if one.ok else "; ".join(one.sentences)[:300] or "FAILED"
+        table.add_row(str(one.fault), one.name, *counts, f"{one.seconds:.0f}", verdict)
+    console.print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="numbers of faults, such as 4,9")
+    parser.add_argument("--json", type=Path, default=Path("results/faults.json"))
+    parser.add_argument("--keep", action="store_true", help="keep journals and the processes' standard error")
+    asked = parser.parse_args()
+    console, began = Console(width=180, highlight=False), time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="headwater-faults-"))
+    faults = chosen(asked.only)
+    outcomes = run(faults, folder, console)
+    show(outcomes, console)
+    asked.json.parent.mkdir(parents=True, exist_ok=True)
+    asked.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
+    failed = [one for one in outcomes if one.status == "run" and not one.ok]
+    ran = {one.fault for one in outcomes if one.status == "run"}
+    console.print(
+        f"{len(ran)} of {len(faults)} faults run, {sum(one.acknowledged or 0 for one in outcomes):,} acknowledged, "
+        f"{sum(one.lost or 0 for one in outcomes)} lost, {sum(one.duplicated or 0 for one in outcomes)} duplicated, "
+        f"{time.monotonic() - began:.0f} s; {asked.json}",
+        soft_wrap=True,
+    )
+    if failed or asked.keep:
+        console.print(f"kept: {folder}", soft_wrap=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 1 if failed or (asked.only is None and len(ran) < LEAST_RUN) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
