@@ -204,12 +204,15 @@ def main() -> int:
     parser.add_argument("collection")
     parser.add_argument("--journal", type=Path, nargs="+", required=True)
     parser.add_argument("--query", help="URL of a query service that has caught up")
+    parser.add_argument("--given-up", default="{}", help="JSON: offsets that an operator called lost, {partition: [start, next]}")
     parser.add_argument("--no-verify", action="store_true")
     asked = parser.parse_args()
     with open_store_alone(load_settings()) as store:
         record = CollectionCatalog(store).get(asked.collection)
         client = None if asked.query is None else HeadwaterClient(asked.query)
-        account = check(store, record, read_journals(asked.journal), client, with_verify=not asked.no_verify)
+        journal = read_journals(asked.journal)
+        journal.give_up({int(partition): (start, end) for partition, (start, end) in json.loads(asked.given_up).items()})
+        account = check(store, record, journal, client, with_verify=not asked.no_verify)
     print(json.dumps(asdict(account)))
     return 0 if account.is_whole else 1
 

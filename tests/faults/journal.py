@@ -9,7 +9,7 @@ id says what it should be, whatever became of the attempts before. Such an attem
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -61,12 +61,20 @@ class Journal:
                 deleted.add(entry.id)
         return live, deleted
 
+    def give_up(self, offsets: Mapping[int, tuple[int, int]]) -> None:
+        """Forget what an operator has called lost: per partition the offsets ``[start, next)``."""
+        self.entries = [each for each in self.entries if not _within(each, offsets.get(each.partition, (0, 0)))]
+
     def ends(self) -> dict[int, int]:
         """Per partition, the offset behind the last acknowledged record."""
         ends: dict[int, int] = {}
         for entry in self.entries:
             ends[entry.partition] = max(ends.get(entry.partition, 0), entry.offset + 1)
         return ends
+
+
+def _within(entry: Acknowledged, span: tuple[int, int]) -> bool:
+    return span[0] <= entry.offset < span[1]
 
 
 def read_journals(paths: Iterable[Path]) -> Journal:

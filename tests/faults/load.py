@@ -1,6 +1,6 @@
 """A producer that goes on through faults: upserts, updates, deletes and patches of own vectors, and a journal of what was acknowledged.
 
-    python -m tests.faults.load COLLECTION --journal FILE --stop FILE [--rate 100] [--seed 1] [--records N]     (settings from the environment)
+    python -m tests.faults.load COLLECTION --journal FILE --stop FILE [--rate 100] [--seed 1] [--records N] [--ids N]
 
 It sends until `--stop` exists, or N items were sent; then it waits until everything is acknowledged and ends its journal with ``done``.
 What is not acknowledged is sent again by a new producer, for as long as that takes (tests/faults/journal.py says why the oracle stays exact).
@@ -69,10 +69,12 @@ class Load:
         One line per acknowledged item.
     seed : int
         Of all choices; also the prefix of ids, so that two loads share none.
+    most_ids : int
+        So many ids at most: few of them make many updates, deletes and patches of each.
     """
 
-    def __init__(self, producer: MediaProducer, journal: IO[str], seed: int) -> None:
-        self.producer, self._journal, self._seed = producer, journal, seed
+    def __init__(self, producer: MediaProducer, journal: IO[str], seed: int, most_ids: int = 1_000_000) -> None:
+        self.producer, self._journal, self._seed, self._most_ids = producer, journal, seed, most_ids
         self._choice = random.Random(seed)
         self._lock = threading.Lock()
         self._ids: list[str] = []
@@ -84,29 +86,41 @@ class Load:
     # ---- choosing ----------------------------------------------------------------------------------------------------
 
     def choose(self, count: int) -> list[Step]:
-        """Steps of ids that have nothing under way."""
+        """Steps of ids that have nothing under way; fewer where most ids have."""
         steps: list[Step] = []
         for _ in range(count):
             kind = self._choice.choices([name for name, _ in SHARES], [share for _, share in SHARES])[0]
             step = self._one(kind)
-            with self._lock:
-                self._busy.add(step.id)
-            steps.append(step)
+            if step is not None:
+                with self._lock:
+                    self._busy.add(step.id)
+                steps.append(step)
         return steps
 
-    def _one(self, kind: str) -> Step:
-        seq = self._seed * 10_000_000 + self.sent
+    def _one(self, kind: str) -> Step | None:
+        chosen = self._new() if kind == "new" and len(self._ids) < self._most_ids else self._free()
+        if chosen is None:
+            return None
+        if chosen not in self._live or kind == "new":
+            kind = "update"  # what is not live can neither be patched nor deleted
+        (self._live.discard if kind == "delete" else self._live.add)(chosen)
         self.sent += 1
-        chosen = None if kind == "new" or not self._ids else self._choice.choice(self._ids)
+        return Step("upsert" if kind == "update" else kind, chosen, self._seed * 10_000_000 + self.sent)
+
+    def _new(self) -> str:
+        self._ids.append(f"s{self._seed}-{len(self._ids)}")
+        return self._ids[-1]
+
+    def _free(self) -> str | None:
+        """An id that has nothing under way; a new one where there is none yet."""
+        if not self._ids:
+            return self._new()
         with self._lock:
-            is_free = chosen is not None and chosen not in self._busy
-        if chosen is None or not is_free or (kind != "update" and chosen not in self._live):
-            chosen = f"s{self._seed}-{len(self._ids)}"
-            self._ids.append(chosen)
-            kind = "new"
-        op = "upsert" if kind in ("new", "update") else kind
-        (self._live.discard if op == "delete" else self._live.add)(chosen)
-        return Step(op, chosen, seq)
+            for _ in range(20):
+                chosen = self._choice.choice(self._ids)
+                if chosen not in self._busy:
+                    return chosen
+        return None
 
     # ---- sending -----------------------------------------------------------------------------------------------------
 
@@ -202,12 +216,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100.0, help="items per second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--records", type=int)
+    parser.add_argument("--ids", type=int, default=1_000_000, help="most ids")
     asked = parser.parse_args()
     settings = load_settings()
     with open_engines(settings) as engines, asked.journal.open("w") as journal:
         record = CollectionCatalog(engines.store).get(asked.collection)
         producer = MediaProducer(engines.log, record, settings)
-        run(Load(producer, journal, asked.seed), asked.rate, asked.records, asked.stop.exists)
+        run(Load(producer, journal, asked.seed, asked.ids), asked.rate, asked.records, asked.stop.exists)
         producer.close()
 
 

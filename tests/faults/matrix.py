@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 from tests.faults.trial import Variant
 
-MODULES: tuple[str, ...] = ("tests.faults.crashes",)
+MODULES: tuple[str, ...] = (
+    "tests.faults.crashes",
+    "tests.faults.members",
+    "tests.faults.offsets",
+)
 """Modules with a list `VARIANTS`."""
 
 NAMES = {

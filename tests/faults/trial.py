@@ -52,6 +52,7 @@ class Variant:
     """One way of running a fault. `number` is the fault's in the matrix.
 
     `roles` are started before `run` is called; `rate` is 0 for faults without a stream: such a one states its own check, and its counts are null.
+    `ids` bounds the ids of the stream: few of them make many updates of each. `request` makes another collection than the usual one.
     `settings` come on top of `QUICK`. `recover_seconds` is the time within which INV-10 has to hold.
     """
 
@@ -60,7 +61,9 @@ class Variant:
     run: Callable[[Trial], None]
     roles: tuple[str, ...] = ("embed", "index")
     rate: float = 100.0
+    ids: int = 1_000_000
     partitions: int = 2
+    request: Callable[[Trial], CollectionRequest] | None = None
     settings: dict[str, object] = field(default_factory=dict)
     recover_seconds: float = RECOVER_SECONDS
 
@@ -107,6 +110,8 @@ class Trial:
         self.journals: list[Path] = []
         self.notes: list[str] = []
         self.recover_seconds: float | None = None
+        self.given_up: dict[int, tuple[int, int]] = {}  # media offsets that an operator called lost, per partition
+        self.account: Account | None = None  # of a fault that takes it by itself, before nothing more can be settled
         self._loads: dict[Path, tuple[subprocess.Popen[bytes], Path]] = {}
 
     # ---- the collection ----------------------------------------------------------------------------------------------
@@ -116,7 +121,7 @@ class Trial:
         """Engines of this process, a fresh collection, the variant's roles; all processes are gone when the context ends."""
         with open_engines(self.site.settings()) as self.engines:
             try:
-                self.record = create_collection(self.engines, self.request())
+                self.record = create_collection(self.engines, (self.variant.request or Trial.request)(self))
                 for name in self.variant.roles:
                     self.role(name).start()
                 if self.variant.rate:
@@ -193,7 +198,7 @@ class Trial:
         process.wait_ready()
         return process
 
-    def crashes_at(self, name: str, point: str, seconds: float = 30.0) -> None:
+    def crashes_at(self, name: str, point: str, seconds: float = 40.0) -> None:
         """Run a role in place of the one that runs until it kills itself at a point, then start a healthy one."""
         began = self.role(name, crash=[point])
         began.start()
@@ -201,14 +206,32 @@ class Trial:
         self.note(f"{name} died at {point}")
         self.start(name)
 
+    def wait_stopped(self, process: Process, seconds: float = 60.0) -> None:
+        """Wait until a process has stopped itself at a crash point (``=stop``)."""
+        stat = Path(f"/proc/{process.pid}/stat")
+        until(lambda: stat.read_text().rpartition(") ")[2][0] == "T", seconds, f"{process.name} stops", 0.05, [process])
+
+    def wake(self, process: Process) -> None:
+        """Let a stopped process go on where it was."""
+        os.kill(process.pid, SIGCONT)
+
+    def wait_logged(self, process: Process, text: str, seconds: float = 30.0) -> None:
+        """Wait until a process has written this to its log."""
+        until(lambda: text in process.stderr(), seconds, f"{process.name} says {text!r}", 0.1)
+
+    def wait_advanced(self, seconds: float = 60.0) -> None:
+        """Wait until every partition has committed further than now."""
+        before = {partition: self.checkpoint(partition) for partition in range(self.record.partitions)}
+        until(lambda: all(self.checkpoint(p) > offset for p, offset in before.items()), seconds, "every partition commits", 0.1)
+
     # ---- load --------------------------------------------------------------------------------------------------------
 
-    def start_load(self, rate: float, records: int | None = None) -> Path:
+    def start_load(self, rate: float, records: int | None = None, ids: int | None = None) -> Path:
         """Start a producer of this collection; gives its journal. With `records` it ends by itself."""
         seed = len(self.journals) + 1
         journal, stop = self.folder / f"journal{seed}.jsonl", self.folder / f"stop{seed}"
         arguments = [self.record.name, "--journal", str(journal), "--stop", str(stop), "--rate", str(rate), "--seed", str(seed)]
-        arguments += [] if records is None else ["--records", str(records)]
+        arguments += ["--ids", str(ids or self.variant.ids), *([] if records is None else ["--records", str(records)])]
         with (self.folder / f"load{seed}.stderr").open("wb") as stderr:
             popen = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.load", *arguments],
@@ -277,7 +300,10 @@ class Trial:
         with service.client() as client:
             client.wait_for(self.record.name, ends, self.variant.recover_seconds)
         answer = subprocess.run(
-            [sys.executable, "-m", "tests.faults.checker", self.record.name, "--query", service.url, "--journal", *map(str, self.journals)],
+            [
+                *(sys.executable, "-m", "tests.faults.checker", self.record.name, "--query", service.url),
+                *("--given-up", json.dumps(self.given_up), "--journal", *map(str, self.journals)),
+            ],
             cwd=ROOT,
             env=environment_of(self.site.environment),
             capture_output=True,
@@ -297,8 +323,10 @@ def attempt(ground: Ground, variant: Variant, folder: Path) -> Outcome:
         with trial.opened():
             variant.run(trial)
             if variant.rate or trial.journals:
-                trial.over()
-                account = trial.settle()
+                account = trial.account
+                if account is None:
+                    trial.over()
+                    account = trial.settle()
                 outcome.acknowledged, outcome.live, outcome.duplicated = account.acknowledged, account.live, account.duplicated
                 outcome.lost = account.lost + account.resurrected
                 outcome.sentences += account.sentences

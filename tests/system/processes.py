@@ -148,10 +148,15 @@ class Process:
             self._popen = None
         return code
 
+    def terminate(self) -> None:
+        """SIGTERM, and nothing is waited for."""
+        assert self._popen is not None
+        self._popen.terminate()
+
     def stop(self, seconds: float = 30.0) -> int:
         """SIGTERM, as an operator ends it; gives the exit code."""
         assert self._popen is not None
-        self._popen.terminate()
+        self.terminate()
         code = self._popen.wait(seconds)
         self._popen = None
         return code
