@@ -1,6 +1,7 @@
 """Runs the matrix of faults, and prints and writes what became of each.
 
     python -m tests.faults [--only 4,9] [--json results/faults.json] [--keep]
+    python -m tests.faults --soak --minutes 30 [--rate 100] [--seed 1]
 
 Exit code 0 when every fault that was run lost nothing, doubled nothing and recovered in its time.
 """
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from tests.faults.ground import Ground
 from tests.faults.matrix import Fault, matrix
+from tests.faults.soak import soak
 from tests.faults.trial import Outcome, attempt
 
 LEAST_RUN = 40
@@ -63,32 +65,67 @@ def show(outcomes: Sequence[Outcome], console: Console) -> None:
     console.print(table)
 
 
+def run_soak(asked: argparse.Namespace, folder: Path, console: Console) -> int:
+    """Random faults for a while."""
+    path = asked.json or Path("results/soak.json")
+    seed = asked.seed if asked.seed is not None else int(time.time()) % 100_000
+    console.print(f"soak of {asked.minutes:g} minutes at {asked.rate:g} items/s, seed {seed}", soft_wrap=True)
+    with Ground(folder / "ground") as ground:
+        report = soak(ground, folder / "soak", asked.minutes, asked.rate, seed, lambda line: console.print(line, soft_wrap=True))
+    table = Table("fault", "times")
+    for kind, count in sorted(report.faults.items()):
+        table.add_row(kind, str(count))
+    console.print(table)
+    console.print(
+        f"{report.acknowledged:,} acknowledged, {report.live:,} live, {report.lost} lost, {report.duplicated} duplicated; time to searchable p50 "
+        f"{report.searchable_p50_seconds} s, p99 {report.searchable_p99_seconds} s, at most {report.searchable_max_seconds} s; {report.restarts} "
+        f"restarts; lag 0 after {report.recover_seconds} s; seed {seed}",
+        soft_wrap=True,
+    )
+    for sentence in report.sentences:
+        console.print(f"FAULT: {sentence}", markup=False, soft_wrap=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    return finish(folder, not report.ok or asked.keep, console, 0 if report.ok else 1)
+
+
+def finish(folder: Path, is_kept: bool, console: Console, code: int) -> int:
+    """Keep what an investigation needs, else remove it."""
+    if is_kept:
+        console.print(f"kept: {folder}", soft_wrap=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="numbers of faults, such as 4,9")
-    parser.add_argument("--json", type=Path, default=Path("results/faults.json"))
+    parser.add_argument("--json", type=Path, help="where results go; results/faults.json, or results/soak.json")
     parser.add_argument("--keep", action="store_true", help="keep journals and the processes' standard error")
+    parser.add_argument("--soak", action="store_true", help="random faults under load instead of the matrix")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, default=100.0, help="items per second of the soak")
+    parser.add_argument("--seed", type=int, help="of the soak")
     asked = parser.parse_args()
     console, began = Console(width=180, highlight=False), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="headwater-faults-"))
-    faults = chosen(asked.only)
+    if asked.soak:
+        return run_soak(asked, folder, console)
+    faults, path = chosen(asked.only), asked.json or Path("results/faults.json")
     outcomes = run(faults, folder, console)
     show(outcomes, console)
-    asked.json.parent.mkdir(parents=True, exist_ok=True)
-    asked.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
     failed = [one for one in outcomes if one.status == "run" and not one.ok]
     ran = {one.fault for one in outcomes if one.status == "run"}
     console.print(
         f"{len(ran)} of {len(faults)} faults run, {sum(one.acknowledged or 0 for one in outcomes):,} acknowledged, "
         f"{sum(one.lost or 0 for one in outcomes)} lost, {sum(one.duplicated or 0 for one in outcomes)} duplicated, "
-        f"{time.monotonic() - began:.0f} s; {asked.json}",
+        f"{time.monotonic() - began:.0f} s; {path}",
         soft_wrap=True,
     )
-    if failed or asked.keep:
-        console.print(f"kept: {folder}", soft_wrap=True)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-    return 1 if failed or (asked.only is None and len(ran) < LEAST_RUN) else 0
+    return finish(folder, bool(failed) or asked.keep, console, 1 if failed or (asked.only is None and len(ran) < LEAST_RUN) else 0)
 
 
 if __name__ == "__main__":

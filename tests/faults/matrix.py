@@ -14,6 +14,7 @@ MODULES: tuple[str, ...] = (
     "tests.faults.crashes",
     "tests.faults.members",
     "tests.faults.offsets",
+    "tests.faults.harm",
 )
 """Modules with a list `VARIANTS`."""
 

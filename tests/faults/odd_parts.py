@@ -11,6 +11,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +226,11 @@ def colour_encoder() -> None:
 
 def dying_decoder() -> None:
     """Decoding processes that really abort, hang or fill their memory at certain pictures (tests/embedding/crashing_child.py)."""
-    import embedding.decode_pool as decode_pool
+    import indexer.embed_role as embed_role
+    from embedding.decode_pool import DecodePool
 
     colour_encoder()
-    decode_pool.CHILD_MODULE = "tests.embedding.crashing_child"
+    embed_role.DecodePool = partial(DecodePool, child_module="tests.embedding.crashing_child")  # type: ignore[assignment, misc]
 
 
 def raise_in_thread(after_seconds: float) -> None:
