@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -50,9 +51,15 @@ def run(faults: Sequence[Fault], folder: Path, console: Console) -> list[Outcome
                 bar.update(task, description=f"{fault.number} {variant.name}"[:70])
                 outcomes.append(attempt(ground, variant, folder / f"fault{fault.number}-{at}"))
                 bar.advance(task)
-                if not outcomes[-1].ok:
-                    bar.console.print(f"fault {fault.number}, {variant.name}: {outcomes[-1].sentences}", markup=False, soft_wrap=True)
+                bar.console.print(line_of(outcomes[-1]), markup=False, soft_wrap=True)
     return outcomes
+
+
+def line_of(one: Outcome) -> str:
+    """What is said of a variant as soon as it is over."""
+    told = f"{'ok    ' if one.ok else 'FAILED'} {one.fault:2} {one.name}: {one.seconds:.0f} s"
+    counts = "" if one.acknowledged is None else f", {one.acknowledged} acknowledged, {one.lost} lost, {one.duplicated} twice"
+    return "\n       ".join([f"{told}{counts}, recovers in {one.recover_seconds} s", *one.notes, *(f"FAULT {each}" for each in one.sentences)])
 
 
 def show(outcomes: Sequence[Outcome], console: Console) -> None:
@@ -108,6 +115,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=100.0, help="items per second of the soak")
     parser.add_argument("--seed", type=int, help="of the soak")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that all processes end with this one
     console, began = Console(width=180, highlight=False), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="headwater-faults-"))
     if asked.soak:
