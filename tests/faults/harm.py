@@ -20,6 +20,7 @@ from contracts.store import PutOutcome
 from ingest.records import rows_record
 from tests.embedding.crashing_child import ABORT, HANG, HOARD
 from tests.encoders import colour_fields
+from tests.faults.cluster import Cluster, three_brokers
 from tests.faults.load import FIELD
 from tests.faults.trial import Trial, Variant
 from tests.system.bad_input_run import outcomes, send
@@ -71,6 +72,19 @@ def store_killed(trial: Trial) -> None:
         trial.ground.start()
         trial.wait_acknowledged(50)
         trial.wait_advanced()
+
+
+def leader_moves(trial: Trial) -> None:
+    """21: of three brokers one is killed after the other; leadership moves, two of three have every acknowledged record."""
+    assert isinstance(trial.ground, Cluster)
+    trial.wait_flowing()
+    for node in (1, 2):
+        trial.ground.kill_node(node)
+        trial.wait_acknowledged(50)
+        trial.wait_advanced(90)
+        trial.ground.start()
+        time.sleep(3.0)  # the node catches up before the next one is killed
+    trial.wait_advanced(90)
 
 
 # ---- 31: slow uploads --------------------------------------------------------------------------------------------------
@@ -231,6 +245,7 @@ VARIANTS = [
     Variant(21, "the broker is killed", broker_killed),
     Variant(21, "the broker is restarted in order", broker_stopped),
     Variant(21, "the broker holds still", broker_frozen, recover_seconds=120.0),
+    Variant(21, "leadership moves between three brokers", leader_moves, on=three_brokers, recover_seconds=120.0),
     Variant(21, "the store is killed", store_killed, roles=("embed", "index", "maintain")),
     Variant(31, "uploads longer than the collector's patience", slow_uploads, roles=("embed",), settings={"gc_seconds": 1.0}),
     Variant(35, "pictures, texts, rows, decoders", poisoned, roles=(), request=pictures_and_vectors, rate=50.0),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGCONT
@@ -52,7 +52,8 @@ class Variant:
     """One way of running a fault. `number` is the fault's in the matrix.
 
     `roles` are started before `run` is called; `rate` is 0 for faults without a stream: such a one states its own check, and its counts are null.
-    `ids` bounds the ids of the stream: few of them make many updates of each. `request` makes another collection than the usual one.
+    `ids` bounds the ids of the stream: few of them make many updates of each. `request` makes another collection than the usual one,
+    and `on` another ground, such as one with three brokers.
     `settings` come on top of `QUICK`. `recover_seconds` is the time within which INV-10 has to hold.
     """
 
@@ -64,6 +65,7 @@ class Variant:
     ids: int = 1_000_000
     partitions: int = 2
     request: Callable[[Trial], CollectionRequest] | None = None
+    on: Callable[[Ground, Path], AbstractContextManager[Ground]] = lambda ground, folder: nullcontext(ground)
     settings: dict[str, object] = field(default_factory=dict)
     recover_seconds: float = RECOVER_SECONDS
 
@@ -145,6 +147,8 @@ class Trial:
 
     def drop(self) -> None:
         """Delete the collection, so that nobody works on it any longer."""
+        if not hasattr(self, "record"):
+            return
         with suppress(HeadwaterError), open_engines(self.site.settings()) as engines:
             if CollectionCatalog(engines.store).find(self.record.name) is not None:
                 delete_collection(engines, self.record.name)
@@ -318,7 +322,18 @@ class Trial:
 def attempt(ground: Ground, variant: Variant, folder: Path) -> Outcome:
     """Run one variant to its account; whatever goes wrong is a sentence of its outcome."""
     outcome, began = Outcome(variant.number, variant.name, "run"), time.monotonic()
-    trial = Trial(ground, variant, folder)
+    try:
+        with variant.on(ground, folder) as own:
+            _attempt(Trial(own, variant, folder), outcome)
+    except Exception as error:
+        outcome.sentences.append(_told(error))
+    outcome.seconds = round(time.monotonic() - began, 1)
+    outcome.ok = not outcome.sentences and not outcome.lost and not outcome.duplicated
+    return outcome
+
+
+def _attempt(trial: Trial, outcome: Outcome) -> None:
+    variant = trial.variant
     try:
         with trial.opened():
             variant.run(trial)
@@ -330,11 +345,13 @@ def attempt(ground: Ground, variant: Variant, folder: Path) -> Outcome:
                 outcome.acknowledged, outcome.live, outcome.duplicated = account.acknowledged, account.live, account.duplicated
                 outcome.lost = account.lost + account.resurrected
                 outcome.sentences += account.sentences
-        trial.drop()
     except Exception as error:
-        text = str(error) or type(error).__name__
-        outcome.sentences.append(text if isinstance(error, AssertionError | HeadwaterError) else f"{type(error).__name__}: {text}")
-    outcome.notes, outcome.seconds = trial.notes, round(time.monotonic() - began, 1)
+        outcome.sentences.append(_told(error))
+    trial.drop()
+    outcome.notes = trial.notes
     outcome.recover_seconds = None if trial.recover_seconds is None else round(trial.recover_seconds, 2)
-    outcome.ok = not outcome.sentences and not outcome.lost and not outcome.duplicated
-    return outcome
+
+
+def _told(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, AssertionError | HeadwaterError) else f"{type(error).__name__}: {text}"
