@@ -1,6 +1,6 @@
 """Runs the matrix of faults, and prints and writes what became of each.
 
-    python -m tests.faults [--only 4,9] [--json results/faults.json] [--keep]
+    python -m tests.faults [--only 4,9] [--jobs 2] [--json results/faults.json] [--keep]
     python -m tests.faults --soak --minutes 30 [--rate 100] [--seed 1]
 
 Exit code 0 when every fault that was run lost nothing, doubled nothing and recovered in its time.
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from rich.table import Table
 from tests.faults.ground import Ground
 from tests.faults.matrix import Fault, matrix
 from tests.faults.soak import soak
-from tests.faults.trial import Outcome, attempt
+from tests.faults.trial import Outcome, Variant, attempt
 
 LEAST_RUN = 40
 
@@ -37,22 +38,28 @@ def chosen(only: str | None) -> list[Fault]:
     return [fault for fault in matrix() if wanted is None or fault.number in wanted]
 
 
-def run(faults: Sequence[Fault], folder: Path, console: Console) -> list[Outcome]:
-    """Run every variant, one after the other, on one ground."""
-    outcomes: list[Outcome] = []
+def run(faults: Sequence[Fault], folder: Path, console: Console, jobs: int) -> list[Outcome]:
+    """Run every variant on one ground: those that leave the servers alone a few at a time, then each of the others by itself."""
+    planned = [(fault, variant, folder / f"fault{fault.number}-{at}") for fault in faults for at, variant in enumerate(fault.variants)]
+    outcomes = [Outcome(fault.number, fault.name, "skipped", fault.reason or "not written") for fault in faults if not fault.variants]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar, Ground(folder / "ground") as ground:
-        task = bar.add_task("faults", total=sum(max(1, len(fault.variants)) for fault in faults))
-        for fault in faults:
-            if not fault.variants:
-                outcomes.append(Outcome(fault.number, fault.name, "skipped", fault.reason or "not written"))
-                bar.advance(task)
-            for at, variant in enumerate(fault.variants):
-                bar.update(task, description=f"{fault.number} {variant.name}"[:70])
-                outcomes.append(attempt(ground, variant, folder / f"fault{fault.number}-{at}"))
-                bar.advance(task)
-                bar.console.print(line_of(outcomes[-1]), markup=False, soft_wrap=True)
-    return outcomes
+        task = bar.add_task("faults", total=len(planned))
+        ground.query_service()
+
+        def one(fault: Fault, variant: Variant, place: Path) -> None:
+            outcome = attempt(ground, variant, place)
+            outcomes.append(outcome)
+            bar.advance(task)
+            bar.console.print(line_of(outcome), markup=False, soft_wrap=True)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for done in [pool.submit(one, *each) for each in planned if not each[1].is_alone]:
+                done.result()
+        for each in planned:
+            if each[1].is_alone:
+                one(*each)
+    return sorted(outcomes, key=lambda outcome: outcome.fault)
 
 
 def line_of(one: Outcome) -> str:
@@ -109,6 +116,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="numbers of faults, such as 4,9")
     parser.add_argument("--json", type=Path, help="where results go; results/faults.json, or results/soak.json")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at a time, of those that leave the servers alone")
     parser.add_argument("--keep", action="store_true", help="keep journals and the processes' standard error")
     parser.add_argument("--soak", action="store_true", help="random faults under load instead of the matrix")
     parser.add_argument("--minutes", type=float, default=30.0)
@@ -121,7 +129,7 @@ def main() -> int:
     if asked.soak:
         return run_soak(asked, folder, console)
     faults, path = chosen(asked.only), asked.json or Path("results/faults.json")
-    outcomes = run(faults, folder, console)
+    outcomes = run(faults, folder, console, asked.jobs)
     show(outcomes, console)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")

@@ -5,19 +5,17 @@ Takes: a ground, whose store is used. Gives: a `Ground` with three brokers. Owns
 
 from __future__ import annotations
 
-import base64
 import os
 import signal
 import struct
 import subprocess
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from socket import MSG_WAITALL, create_connection
 
 from deploy.local.processes import ProcessRecord, end, launch, tail_of_log
-from deploy.local.services import HOST, LOG4J_FILE, kafka_properties
+from deploy.local.services import HOST, LOG4J_FILE, kafka_properties, random_cluster_id
 from deploy.local.tools import inherited_environment, jars_dir
 from tests.faults.ground import CACHE, Ground
 from tests.system.processes import until
@@ -33,7 +31,7 @@ class Cluster(Ground):
     def __init__(self, below: Ground, folder: Path) -> None:
         super().__init__(folder)
         self.below = below
-        self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        self._cluster_id = random_cluster_id()
         self._ports = {node: free_port() for node in NODES}
         self._controllers = {node: free_port() for node in NODES}
         self.nodes: dict[int, ProcessRecord] = {}

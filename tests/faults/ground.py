@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ class Ground:
         self.folder, self._say = folder, say
         self.ports: dict[str, int] = {}
         self.query: Process | None = None
+        self._query_lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +110,10 @@ class Ground:
 
     def query_service(self) -> Process:
         """The query service of all collections, started where it does not run."""
+        with self._query_lock:
+            return self._query_service()
+
+    def _query_service(self) -> Process:
         if self.query is not None and self.query.is_running():
             return self.query
         if self.query is None:

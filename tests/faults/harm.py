@@ -242,16 +242,16 @@ def thread_dies(trial: Trial) -> None:
 
 
 VARIANTS = [
-    Variant(21, "the broker is killed", broker_killed),
-    Variant(21, "the broker is restarted in order", broker_stopped),
-    Variant(21, "the broker holds still", broker_frozen, recover_seconds=120.0),
+    Variant(21, "the broker is killed", broker_killed, is_alone=True),
+    Variant(21, "the broker is restarted in order", broker_stopped, is_alone=True),
+    Variant(21, "the broker holds still", broker_frozen, is_alone=True, recover_seconds=120.0),
     Variant(21, "leadership moves between three brokers", leader_moves, on=three_brokers, recover_seconds=120.0),
-    Variant(21, "the store is killed", store_killed, roles=("embed", "index", "maintain")),
+    Variant(21, "the store is killed", store_killed, is_alone=True, roles=("embed", "index", "maintain")),
     Variant(31, "uploads longer than the collector's patience", slow_uploads, roles=("embed",), settings={"gc_seconds": 1.0}),
     Variant(35, "pictures, texts, rows, decoders", poisoned, roles=(), request=pictures_and_vectors, rate=50.0),
     Variant(36, "the dead-letter topic takes nothing", no_dead_letters, roles=()),
     Variant(45, "a manifest of a newer format", newer_manifest),
-    Variant(47, "no descriptors for the builder", no_descriptors("index")),
-    Variant(47, "no descriptors for the embed worker", no_descriptors("embed")),
+    Variant(47, "no descriptors for the builder", no_descriptors("index"), is_alone=True),
+    Variant(47, "no descriptors for the embed worker", no_descriptors("embed"), is_alone=True),
     Variant(47, "a thread dies", thread_dies),
 ]

@@ -206,6 +206,7 @@ VARIANTS = [
         loads_under_collection,
         roles=("embed", "index", "maintain"),
         partitions=4,
+        is_alone=True,
         settings={"seal_seconds": 0.4, "gc_seconds": 1.0},
     ),
     Variant(46, "embed worker's reader stands still", standing_still("embed")),

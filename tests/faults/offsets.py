@@ -14,14 +14,16 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions
 from kafka.structs import OffsetAndMetadata
 
-from backends.catalog.admin import CollectionRequest
+from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
 from contracts.log import LogRecord, OffsetBounds, TopicSpec
 from contracts.partitioner import partition_of
 from headwater.client import HeadwaterClient
 from ingest.records import RowColumns, delete_record, patch_record, rows_record
+from tests.faults.checker import Account, stored_rows
 from tests.faults.journal import Acknowledged, write_journal
 from tests.faults.load import FIELD, PATCHED, vector_of
 from tests.faults.trial import Trial, Variant
+from tests.system.accounts import read_checkpoint
 from tests.system.processes import command, done, until
 
 PARTS = "tests.faults.odd_parts"
@@ -241,13 +243,10 @@ def forgotten_records(trial: Trial) -> None:
     trial.wait_acknowledged(200)
     topic = trial.record.source_topic
     kept = {partition: held.next_offset for partition, held in trial.engines.log.bounds(topic).items()}
-    lost_from = dict(kept)
     with admin(trial) as client:
         client.delete_records({TopicPartition(topic, partition): offset for partition, offset in kept.items()})
     process = trial.start("embed")
     trial.wait_logged(process, "were removed by retention before they were embedded")
-    for partition in kept:
-        lost_from[partition] = trial.checkpoint(partition)
     time.sleep(1.5)
     lost_from = {partition: trial.checkpoint(partition) for partition in kept}
     trial.wait_acknowledged(50)
@@ -309,14 +308,31 @@ def _is_absent(client: HeadwaterClient, name: str, item_id: str) -> bool:
 def partitions_added(trial: Trial) -> None:
     """20: the topic gets more partitions: the collection goes on with its own, doctor says what is wrong, a new collection begins at 0 everywhere."""
     trial.wait_flowing()
-    topic = trial.record.source_topic
+    topic, known = trial.record.source_topic, trial.record.partitions
     with admin(trial) as client:
-        client.create_partitions({topic: NewPartitions(trial.record.partitions + 2)})
+        client.create_partitions({topic: NewPartitions(known + 2)})
+    until(lambda: len(trial.engines.log.bounds(topic)) == known + 2, 30, "the partitions are there", 0.2)
+    producer = trial.engines.log.producer()
+    for partition in (known, known + 1):
+        record = rows_record([f"new{partition}"], {FIELD: vector_of(partition)[None, :]}, RowColumns(attributes=[{"seq": partition}]))
+        producer.send(topic, partition=partition, value=record.value, headers=record.headers).result(30)
+    producer.close()
     trial.wait_acknowledged(300)
     trial.wait_advanced()
     told = command(trial.site, "doctor")
-    assert f"has {trial.record.partitions + 2} partitions" in told.stdout + told.stderr, f"doctor does not tell: {told.stdout[-1500:]}"
+    assert f"has {known + 2} partitions" in told.stdout + told.stderr, f"doctor does not tell: {told.stdout[-1500:]}"
     trial.note("doctor names the topic and both numbers")
+    trial.stop_loads()
+    request = replace(trial.request(), source_topic=topic, partitioner="producer")
+    wider = create_collection(trial.engines, request)
+    for role in ("embed", "index"):
+        trial.start(role, label=f"{role}-wider", collection=wider.name)
+    ends = {partition: held.next_offset for partition, held in trial.engines.log.bounds(topic).items()}
+    until(lambda: all(read_checkpoint(trial.engines, wider, p) >= end for p, end in ends.items()), 60, "the wider collection has caught up", 0.2)
+    found = {row.id for row in stored_rows(trial.engines.store, wider, Account())}
+    wanted = {f"new{known}", f"new{known + 1}", *trial.acknowledged().expected()[0]}
+    assert found == wanted, f"{len(found ^ wanted)} ids differ, such as {sorted(found ^ wanted)[:5]}"
+    delete_collection(trial.engines, wider.name)
 
 
 VARIANTS = [

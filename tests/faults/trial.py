@@ -53,7 +53,7 @@ class Variant:
 
     `roles` are started before `run` is called; `rate` is 0 for faults without a stream: such a one states its own check, and its counts are null.
     `ids` bounds the ids of the stream: few of them make many updates of each. `request` makes another collection than the usual one,
-    and `on` another ground, such as one with three brokers.
+    and `on` another ground, such as one with three brokers. Nothing runs beside one that `is_alone`, since it harms the servers, or measures.
     `settings` come on top of `QUICK`. `recover_seconds` is the time within which INV-10 has to hold.
     """
 
@@ -65,6 +65,7 @@ class Variant:
     ids: int = 1_000_000
     partitions: int = 2
     request: Callable[[Trial], CollectionRequest] | None = None
+    is_alone: bool = False
     on: Callable[[Ground, Path], AbstractContextManager[Ground]] = lambda ground, folder: nullcontext(ground)
     settings: dict[str, object] = field(default_factory=dict)
     recover_seconds: float = RECOVER_SECONDS
@@ -163,6 +164,7 @@ class Trial:
         parts: Sequence[str] = (),
         is_static: bool = True,
         label: str | None = None,
+        collection: str | None = None,
         **settings: object,
     ) -> Process:
         """A role of this collection, not started yet; it takes the place of one with the same label that has ended.
@@ -177,6 +179,8 @@ class Trial:
             Give it a name in its group (`kafka_instance_id`), so that its successor need not wait for the session to time out.
         label : str, optional
             Name in `roles` and of its file; `name` where it is none.
+        collection : str, optional
+            Another collection than the trial's.
         settings
             Settings of this process alone.
         """
@@ -192,7 +196,7 @@ class Trial:
         before = self.roles.get(label)
         if before is not None:
             before.end()
-        self.roles[label] = Process(label, ["run", name, "--collection", self.record.name], self.site, variables, [*program, "--"])
+        self.roles[label] = Process(label, ["run", name, "--collection", collection or self.record.name], self.site, variables, [*program, "--"])
         return self.roles[label]
 
     def start(self, name: str, **options: Any) -> Process:
