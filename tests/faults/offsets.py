@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove, NewPartitions
+from kafka.errors import NoError
 from kafka.structs import OffsetAndMetadata
 
 from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
@@ -198,29 +199,23 @@ def _move_groups(trial: Trial, to: Callable[[OffsetBounds], int] | None, parts: 
 
 
 def _altered(client: Any, group: str, wanted: Any) -> bool:
-    try:
-        client.alter_group_offsets(group, wanted)
-    except Exception:  # a static member is remembered until its session is over
-        members = [{"member_id": "", "group_instance_id": name} for name in ("embed", "index")]
-        _remove(client, group, members)
-        return False
-    return True
+    answers = client.alter_group_offsets(group, wanted)
+    if all(answer is NoError for answer in answers.values()):
+        return True
+    _remove_members(client, group)
+    return False
 
 
 def _deleted(client: Any, group: str) -> bool:
-    answer = client.delete_groups([group])
-    text = str(answer)
-    if "NonEmpty" in text or "NON_EMPTY" in text:
-        _remove(client, group, [])
-        return False
-    return True
+    if client.delete_groups([group])[group] in ("OK", "NoError"):
+        return True
+    _remove_members(client, group)
+    return False
 
 
-def _remove(client: Any, group: str, members: Any) -> None:
-    try:
-        client.remove_group_members(group, members)
-    except Exception as error:
-        print(f"members of {group} are not removed: {error}")
+def _remove_members(client: Any, group: str) -> None:
+    """A static member that has stopped stays in its group until its session is over."""
+    client.remove_group_members(group, [MemberToRemove(group_instance_id=group.rpartition(".")[2])])
 
 
 def groups_lie(trial: Trial) -> None:
