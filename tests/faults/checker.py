@@ -1,6 +1,6 @@
 """The checker, a process of its own: what was acknowledged against what is stored, what is served, and what `headwater verify` says.
 
-    python -m tests.faults.checker COLLECTION --journal FILE... [--query URL] [--no-verify]      (settings from the environment)
+    python -m tests.faults.checker COLLECTION --journal FILE... [--query URL] [--allow CODE]      (settings from the environment)
 
 Takes: journals, the collection's name. Gives: an `Account` as JSON on standard output. Owns: the comparison.
 Never: takes the word of one side: the store is read by its own manifests, the service by scroll and count, and verify runs as an operator runs it.
@@ -153,7 +153,7 @@ def served_rows(client: HeadwaterClient, name: str) -> list[Found]:
     return [Found(hit.id, hit.payload.get("seq"), hit.payload.get(PATCHED)) for hit in client.scroll(name, page_size=500)]
 
 
-def verified(account: Account, name: str) -> None:
+def verified(account: Account, name: str, allowed: frozenset[str] = frozenset()) -> None:
     """Run `headwater verify NAME --json`, and take over what it finds (orphans and other notes are none of a fault's business)."""
     answer = subprocess.run([HEADWATER, "verify", name, "--json"], capture_output=True, text=True, check=False, timeout=300)
     account.verify_exit = answer.returncode
@@ -162,9 +162,9 @@ def verified(account: Account, name: str) -> None:
     except ValueError:
         account.sentences.append(f"verify ended with {answer.returncode}: {answer.stderr.strip()[-500:]}")
         return
-    bad = [each for each in document["findings"] if each["level"] != "note"]
+    bad = [each for each in document["findings"] if each["level"] != "note" and each["code"] not in allowed]
     account.note("verify", (f"{each['code']} in partition {each['partition']} at {each['start_offset']}: {each['what']}" for each in bad))
-    if answer.returncode and not bad:
+    if answer.returncode and not bad and not allowed & document["counts"].keys():
         account.sentences.append(f"verify ended with {answer.returncode} and names nothing")
 
 
@@ -180,8 +180,10 @@ def again(read: Callable[[], T], attempts: int = 5) -> T:
     raise AssertionError("never reached")
 
 
-def check(store: ObjectStore, record: CollectionRecord, journal: Journal, client: HeadwaterClient | None, *, with_verify: bool = True) -> Account:
-    """Take account of one settled collection."""
+def check(
+    store: ObjectStore, record: CollectionRecord, journal: Journal, client: HeadwaterClient | None, allowed: frozenset[str] | None = frozenset()
+) -> Account:
+    """Take account of one settled collection; `allowed` are codes of verify that this fault leads to, None leaves verify out."""
     account = Account(acknowledged=len(journal.entries), live=len(journal.expected()[0]))
     if not journal.is_done:
         account.sentences.append("the journal is not complete")
@@ -194,8 +196,8 @@ def check(store: ObjectStore, record: CollectionRecord, journal: Journal, client
         account.served = client.count(record.name)
         if account.served != len(served):
             account.sentences.append(f"count says {account.served}, the scan has {len(served)}")
-    if with_verify:
-        verified(account, record.name)
+    if allowed is not None:
+        verified(account, record.name, allowed)
     return account
 
 
@@ -205,14 +207,14 @@ def main() -> int:
     parser.add_argument("--journal", type=Path, nargs="+", required=True)
     parser.add_argument("--query", help="URL of a query service that has caught up")
     parser.add_argument("--given-up", default="{}", help="JSON: offsets that an operator called lost, {partition: [start, next]}")
-    parser.add_argument("--no-verify", action="store_true")
+    parser.add_argument("--allow", action="append", default=[], help="a code of verify that is as it should be")
     asked = parser.parse_args()
     with open_store_alone(load_settings()) as store:
         record = CollectionCatalog(store).get(asked.collection)
         client = None if asked.query is None else HeadwaterClient(asked.query)
         journal = read_journals(asked.journal)
         journal.give_up({int(partition): (start, end) for partition, (start, end) in json.loads(asked.given_up).items()})
-        account = check(store, record, journal, client, with_verify=not asked.no_verify)
+        account = check(store, record, journal, client, frozenset(asked.allow))
     print(json.dumps(asdict(account)))
     return 0 if account.is_whole else 1
 

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -76,8 +77,7 @@ class Points:
         if action == "raise":
             raise RuntimeError(f"planted at {point}")
         os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
-        if action == "kill":
-            threading.Event().wait()  # until the signal is delivered
+        time.sleep(0.2)  # another thread may take the signal: until it stops us all, this one must not go on
 
 
 class CrashStore:
@@ -195,6 +195,7 @@ def break_requests(points: Points) -> None:
         points.half.point = None
         send(connection, data[: len(data) // 2])
         points.act(point)
+        send(connection, data[len(data) // 2 :])
 
     http.client.HTTPConnection.send = halved  # type: ignore[method-assign]
 

@@ -115,7 +115,7 @@ def boundaries_total(trial: Trial) -> int:
 def pictures_and_vectors(trial: Trial) -> CollectionRequest:
     """A collection that takes pictures beside the stream's own vectors."""
     request = trial.request()
-    return replace(request, fields=[*request.fields, *(field for field in colour_fields() if field.name == "image")])
+    return replace(request, partitioner="producer", fields=[*request.fields, *(field for field in colour_fields() if field.name == "image")])
 
 
 def poison() -> list[BadInput]:

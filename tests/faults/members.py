@@ -13,6 +13,7 @@ from backends.catalog.manifests import ManifestChain
 from contracts.errors import HeadwaterError
 from contracts.manifest import Manifest
 from contracts.object_keys import CollectionKeys
+from tests.faults.checker import again
 from tests.faults.load import DIMENSION
 from tests.faults.trial import Trial, Variant
 from tests.system.processes import Process, until
@@ -34,14 +35,14 @@ def zombie(trial: Trial, role: str, point: str) -> tuple[Process, Process]:
 def heads(trial: Trial) -> dict[int, Manifest]:
     """The newest manifest of every partition."""
     keys = CollectionKeys(trial.record.name, trial.record.incarnation).index("main")
-    found = {p: ManifestChain(trial.engines.store, keys.partition(p)).head() for p in range(trial.record.partitions)}
+    found = {p: again(ManifestChain(trial.engines.store, keys.partition(p)).head) for p in range(trial.record.partitions)}
     return {p: read.manifest for p, read in found.items() if read is not None}
 
 
 def boundaries(trial: Trial) -> dict[int, int]:
     """Highest deleted version of every partition."""
     keys = CollectionKeys(trial.record.name, trial.record.incarnation).index("main")
-    return {p: ManifestChain(trial.engines.store, keys.partition(p)).boundary() for p in range(trial.record.partitions)}
+    return {p: again(ManifestChain(trial.engines.store, keys.partition(p)).boundary) for p in range(trial.record.partitions)}
 
 
 def sleeping_builder(trial: Trial) -> None:
@@ -53,6 +54,18 @@ def sleeping_builder(trial: Trial) -> None:
     trial.wake(sleeper)
     trial.wait_logged(sleeper, FENCED)
     trial.note("the sleeper was fenced")
+
+
+def asleep_amid_its_put(trial: Trial) -> None:
+    """11: stopped with half of a manifest on the wire. The store keeps that key locked (MinIO for 30 s), readers of the next version wait as long."""
+    sleeper, _ = zombie(trial, "index", "put manifest, half:5")
+    began = time.monotonic()
+    trial.wait_advanced(90)
+    trial.note(f"the other one commits on every partition after {time.monotonic() - began:.0f} s")
+    trial.wake(sleeper)
+    trial.wait_logged(sleeper, FENCED, 60)
+    trial.wait_acknowledged(50)
+    trial.wait_advanced()
 
 
 def number_used_again(trial: Trial) -> None:
@@ -193,6 +206,7 @@ def loads_under_collection(trial: Trial) -> None:
 HOT = 60
 VARIANTS = [
     Variant(11, "builder asleep before its commit", sleeping_builder, roles=("embed",)),
+    Variant(11, "builder asleep amid its put", asleep_amid_its_put, roles=("embed",)),
     Variant(11, "embed worker asleep with a batch", sleeping_embedder, roles=("index",)),
     Variant(11, "compactor asleep before its commit", sleeping_compactor, roles=("embed", "index"), ids=HOT),
     Variant(12, "two embed workers, two builders", two_owners, roles=()),

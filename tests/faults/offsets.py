@@ -111,7 +111,7 @@ def aborted_transactions(trial: Trial) -> None:
     for number in range(60):
         is_kept = number % 3 != 1 and number < 57
         producer.begin_transaction()
-        sent = [(seq := 1000 * number + at, _send_row(producer, trial, f"t{seq % 50}", seq)) for at in range(4)]
+        sent = [(seq, _send_row(producer, trial, f"t{seq % 50}", seq)) for seq in range(4 * number, 4 * number + 4)]
         if is_kept:
             producer.commit_transaction()
             for seq, future in sent:
@@ -338,5 +338,5 @@ VARIANTS = [
     Variant(17, "the groups' offsets lie", groups_lie),
     Variant(18, "retention took unread records", forgotten_records),
     Variant(19, "the topic is made again", topic_made_again),
-    Variant(20, "two partitions more", partitions_added),
+    Variant(20, "two partitions more", partitions_added, allowed=("partitions_differ",)),
 ]

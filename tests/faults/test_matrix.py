@@ -109,7 +109,7 @@ def filled(
 def test_the_checker_agrees_with_what_a_load_left(engines: Engines, filled: tuple[CollectionRecord, Journal]) -> None:
     record, journal = filled
     assert {each.op for each in journal.entries} == {"upsert", "patch", "delete"} and journal.is_done
-    account = check(engines.store, record, journal, None, with_verify=False)
+    account = check(engines.store, record, journal, None, None)
     assert account.is_whole and account.stored == account.live > 10, account
 
 
@@ -120,13 +120,13 @@ def test_the_checker_finds_what_is_planted_in_the_journal(engines: Engines, fill
     gone, back = sorted(live)[0], sorted(deleted)[0]
     place = live[gone].place
     lost = Journal([*journal.entries, entry("upsert", "never stored", 999, place[1] + 10_000)])
-    assert check(engines.store, record, lost, None, with_verify=False).lost == 1
+    assert check(engines.store, record, lost, None, None).lost == 1
     resurrected = Journal([*journal.entries, entry("delete", gone, 999, place[1] + 10_000, place[0])])
-    assert check(engines.store, record, resurrected, None, with_verify=False).resurrected == 1
+    assert check(engines.store, record, resurrected, None, None).resurrected == 1
     stale = Journal([*journal.entries, entry("upsert", gone, 999, place[1] + 10_000, place[0])])
-    assert check(engines.store, record, stale, None, with_verify=False).lost == 1
+    assert check(engines.store, record, stale, None, None).lost == 1
     undeleted = Journal([each for each in journal.entries if not (each.op == "delete" and each.id == back)])
-    assert check(engines.store, record, undeleted, None, with_verify=False).lost >= 1
+    assert check(engines.store, record, undeleted, None, None).lost >= 1
 
 
 def test_the_checker_reads_vectors(engines: Engines, filled: tuple[CollectionRecord, Journal]) -> None:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from tests.system.processes import ROOT, Process, environment_of, until
 from tests.system.sites import unique
 
 QUICK = {
-    "seal_seconds": 0.5,
+    "seal_seconds": 0.7,
     "embed_watchdog_seconds": 0.5,
     "maintain_seconds": 0.3,
     "gc_seconds": 2.0,
@@ -54,6 +55,7 @@ class Variant:
     `roles` are started before `run` is called; `rate` is 0 for faults without a stream: such a one states its own check, and its counts are null.
     `ids` bounds the ids of the stream: few of them make many updates of each. `request` makes another collection than the usual one,
     and `on` another ground, such as one with three brokers. Nothing runs beside one that `is_alone`, since it harms the servers, or measures.
+    `allowed` are codes of `headwater verify` that are as they should be afterwards.
     `settings` come on top of `QUICK`. `recover_seconds` is the time within which INV-10 has to hold.
     """
 
@@ -61,11 +63,12 @@ class Variant:
     name: str
     run: Callable[[Trial], None]
     roles: tuple[str, ...] = ("embed", "index")
-    rate: float = 100.0
+    rate: float = 60.0
     ids: int = 1_000_000
     partitions: int = 2
     request: Callable[[Trial], CollectionRequest] | None = None
     is_alone: bool = False
+    allowed: tuple[str, ...] = ()
     on: Callable[[Ground, Path], AbstractContextManager[Ground]] = lambda ground, folder: nullcontext(ground)
     settings: dict[str, object] = field(default_factory=dict)
     recover_seconds: float = RECOVER_SECONDS
@@ -310,6 +313,7 @@ class Trial:
         answer = subprocess.run(
             [
                 *(sys.executable, "-m", "tests.faults.checker", self.record.name, "--query", service.url),
+                *(f"--allow={code}" for code in self.variant.allowed),
                 *("--given-up", json.dumps(self.given_up), "--journal", *map(str, self.journals)),
             ],
             cwd=ROOT,
@@ -351,6 +355,7 @@ def _attempt(trial: Trial, outcome: Outcome) -> None:
                 outcome.sentences += account.sentences
     except Exception as error:
         outcome.sentences.append(_told(error))
+        (trial.folder / "error.txt").write_text(traceback.format_exc())
     trial.drop()
     outcome.notes = trial.notes
     outcome.recover_seconds = None if trial.recover_seconds is None else round(trial.recover_seconds, 2)
