@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 from unittest import mock
@@ -27,12 +28,17 @@ CACHE = Path.home() / ".cache/headwater/stack"
 BUCKET = "faults"
 
 
-def with_faulty_listener(properties: str, ports: Mapping[str, int]) -> str:
-    """A broker's ``server.properties`` with a listener at port ``behind`` that tells its clients to connect to port ``faulty``."""
+FAULTY_LINES = 4
+"""Listeners of the broker that tell their clients to connect to a proxy (`tests.faults.lines`); one trial at a time uses each."""
+
+
+def with_faulty_listeners(properties: str, ports: Mapping[str, int]) -> str:
+    """A broker's ``server.properties`` with listeners at ports ``behind0`` ... that tell their clients to connect to ports ``faulty0`` ..."""
+    numbers = range(FAULTY_LINES)
     more = {
-        "listeners": f",FAULTY://{HOST}:{ports['behind']}",
-        "advertised.listeners": f",FAULTY://{HOST}:{ports['faulty']}",
-        "listener.security.protocol.map": ",FAULTY:PLAINTEXT",
+        "listeners": "".join(f",FAULTY{n}://{HOST}:{ports[f'behind{n}']}" for n in numbers),
+        "advertised.listeners": "".join(f",FAULTY{n}://{HOST}:{ports[f'faulty{n}']}" for n in numbers),
+        "listener.security.protocol.map": "".join(f",FAULTY{n}:PLAINTEXT" for n in numbers),
     }
     return "".join(f"{line}{more.get(line.partition('=')[0], '')}\n" for line in properties.splitlines())
 
@@ -48,11 +54,15 @@ class Ground:
         self.folder, self._say = folder, say
         self.ports: dict[str, int] = {}
         self.query: Process | None = None
+        self.free_lines: SimpleQueue[int] = SimpleQueue()
+        for number in range(FAULTY_LINES):
+            self.free_lines.put(number)
         self._query_lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ports = {name: free_port() for name in ("kafka", "minio", "behind", "faulty")}
+        for name in ("kafka", "minio", *(f"{side}{number}" for side in ("behind", "faulty") for number in range(FAULTY_LINES))):
+            self.ports[name] = free_port()
         try:
             self.start()
         except BaseException:
@@ -82,7 +92,7 @@ class Ground:
     def start(self) -> None:
         """Start what does not run, on the same ports, and wait until it serves; the broker has a second listener, for `tests.faults.lines`."""
         ordinary = services.kafka_properties
-        with mock.patch.object(services, "kafka_properties", lambda *given: with_faulty_listener(ordinary(*given), self.ports)):
+        with mock.patch.object(services, "kafka_properties", lambda *given: with_faulty_listeners(ordinary(*given), self.ports)):
             stack.start(self.folder, CACHE, self.ports, self._say)
 
     def server(self, name: str) -> ProcessRecord:

@@ -24,10 +24,16 @@ RESTART_SECONDS = 1.0
 """What a supervisor waits before it starts an ended role again."""
 
 
+LINE_SECONDS = 600.0
+"""How long a trial may wait until another has given its line to the broker back."""
+
+
 def log_line(trial: Trial) -> TcpProxy:
-    """A line to the broker: it listens where the broker's listener ``FAULTY`` tells its clients to connect."""
-    ports = trial.ground.ports
-    return trial.stack.enter_context(ended(TcpProxy((HOST, ports["behind"]), ports["faulty"])))
+    """A line to the broker: it listens where one of the broker's listeners ``FAULTY`` tells its clients to connect."""
+    ground = trial.ground
+    number = ground.free_lines.get(timeout=LINE_SECONDS)
+    trial.stack.callback(ground.free_lines.put, number)
+    return trial.stack.enter_context(ended(TcpProxy((HOST, ground.ports[f"behind{number}"]), ground.ports[f"faulty{number}"])))
 
 
 def store_line(trial: Trial) -> TcpProxy:

@@ -14,20 +14,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from backends.catalog.admin import CollectionRequest
-from tests.encoders import colour_fields
 from tests.faults.ground import Ground
 from tests.faults.grounds import DiskGround, embedded, full, mounted, remount, small_minio, without_inodes
 from tests.faults.lines import supervised
-from tests.faults.parts import OUT_OF_MEMORY
 from tests.faults.trial import Trial, Variant
 from tests.faults.wrong_bytes import query_node, serves_all, state_of
-from tests.system.bad_input_run import outcomes, send
-from tests.system.bad_inputs import TEXT, BadInput
 from tests.system.processes import until
 
 PARTS = "tests.faults.parts"
@@ -178,45 +172,6 @@ def no_address_space(trial: Trial, role: str) -> None:
             trial.note(f"{role} lived through it")
 
 
-def encoder_out_of_memory(trial: Trial) -> None:
-    """INV-12: a text for which the device has no memory ends the worker's lives until it is alone, then it is dead-lettered."""
-    trial.start("index")
-    trial.role("embed", parts=[f"{PARTS}:small_encoder={{}}"]).start()
-    trial.wait_flowing()
-    good = [BadInput(f"good {number}", "pictures", TEXT, b"a crow on a fence", "row") for number in range(10)]
-    poison = BadInput("too much", "pictures", TEXT, f"this {OUT_OF_MEMORY} the device".encode(), "reject", "embed_crashed")
-    with supervised(trial, most=8):
-        sent = send(trial.engines, trial.record, [*good[:5], poison, *good[5:]])
-        ends: dict[int, int] = {}
-        for one in sent:
-            ends[one.partition] = max(ends.get(one.partition, 0), one.offset + 1)
-        until(lambda: trial.is_committed(ends), 90, "all are decided", 0.3)
-    found = outcomes(trial.engines, sent)
-    wrong = [f"{one.bad.name}: {one.verdict} {one.reason}" for one in found if not one.is_kept]
-    assert not wrong, wrong
-    forget(trial, [one.bad.name for one in found if one.verdict == "row"])
-
-
-def forget(trial: Trial, ids: list[str]) -> None:
-    """Delete rows that the load knows nothing of, so that the account is about its own."""
-    producer = trial.engines.log.producer()
-    places = [
-        producer.send(trial.record.source_topic, partition=n % trial.record.partitions, key=item.encode(), value=None) for n, item in enumerate(ids)
-    ]
-    ends: dict[int, int] = {}
-    for place in places:
-        at = place.result(60)
-        ends[at.partition] = max(ends.get(at.partition, 0), at.offset + 1)
-    producer.close()
-    trial.wait_committed(ends, 60)
-
-
-def texts_and_vectors(trial: Trial) -> CollectionRequest:
-    """A collection that takes texts beside the stream's own vectors."""
-    request = trial.request()
-    return replace(request, fields=[*request.fields, *(field for field in colour_fields() if field.name == "text")])
-
-
 # ---- 37: clocks --------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +213,6 @@ VARIANTS = [
     Variant(34, "the kernel kills the builder", partial(killed_for_memory, role="index"), ("embed",)),
     Variant(34, "no address space for the embed worker", partial(no_address_space, role="embed")),
     Variant(34, "no address space for the builder", partial(no_address_space, role="index")),
-    Variant(34, "the encoder's device", encoder_out_of_memory, (), request=texts_and_vectors, rate=50.0),
     Variant(37, "a day ahead, a day behind, to and fro", partial(clocks, off=(DAY, -DAY, 3600.0, -7.0, 0.5), dates=False), ()),
     Variant(37, "a day off, requests signed by it", partial(clocks, off=(DAY, 0.0, -DAY), dates=True), ()),
 ]

@@ -7,6 +7,7 @@ Never: keeps an answer of its own invention where the store's true one can be sp
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from minio.signer import sign_v4_s3
 from tests.faults.http_proxy import Answer, Forward, Request, ResetError, with_body
 
 CODES = {409: "ConditionalRequestConflict", 412: "PreconditionFailed", 429: "TooManyRequests", 500: "InternalError", 503: "SlowDown"}
+APART_SECONDS = 0.02
 CONDITIONS = ("if-none-match", "if-match")
 
 
@@ -97,16 +99,16 @@ class Shorten:
 
 @dataclass
 class Flip:
-    """One bit of the body is another one."""
+    """One bit of the body is another one, in another place each time."""
 
-    at_share: float = 0.5
+    random: random.Random = field(default_factory=lambda: random.Random(27))
 
     async def __call__(self, request: Request, forward: Forward) -> Answer:
         answer = await forward(request)
         if answer.status not in (200, 206) or not answer.body:
             return answer
-        at = min(len(answer.body) - 1, int(len(answer.body) * self.at_share))
-        return replace(answer, body=answer.body[:at] + bytes([answer.body[at] ^ 1]) + answer.body[at + 1 :])
+        at, bit = self.random.randrange(len(answer.body)), 1 << self.random.randrange(8)
+        return replace(answer, body=answer.body[:at] + bytes([answer.body[at] ^ bit]) + answer.body[at + 1 :])
 
 
 @dataclass
@@ -167,7 +169,7 @@ class IgnoreConditions:
     access_key, secret_key : str
         The request is signed anew: the signature covers the condition.
     looks_first : bool
-        HEAD, then PUT without a condition: right as long as nobody else writes between the two.
+        HEAD, then PUT without a condition, a network apart: right as long as nobody else writes between the two.
     """
 
     access_key: str
@@ -175,8 +177,10 @@ class IgnoreConditions:
     looks_first: bool = False
 
     async def __call__(self, request: Request, forward: Forward) -> Answer:
-        if self.looks_first and (refused := await self._look(request, forward)) is not None:
-            return refused
+        if self.looks_first:
+            if (refused := await self._look(request, forward)) is not None:
+                return refused
+            await asyncio.sleep(APART_SECONDS)
         return await forward(self._signed(request, request.method))
 
     async def _look(self, request: Request, forward: Forward) -> Answer | None:
