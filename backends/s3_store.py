@@ -9,6 +9,7 @@ client repeats puts, so that a commit whose answer was lost meets its own object
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import re
@@ -40,6 +41,8 @@ READ_TIMEOUT_SECONDS = 10.0
 PUT_TIMEOUT_SECONDS = 30.0  # the store writes and syncs the whole body before it answers
 RETRY_BUDGET_SECONDS = 8.0  # no attempt begins later, so an address that swallows packets costs 8 + 3 s
 MAX_ATTEMPTS = 8
+TAGGED_BYTES = 1 << 20
+_MD5 = re.compile(r"[0-9a-f]{32}")
 _NOT_A_LISTING = (ElementTree.ParseError, ValueError)
 """What minio-py raises for a listing that is no XML, or lacks an element."""
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
@@ -119,6 +122,7 @@ class S3Store:
         self._bucket = bucket
         self._metrics = metrics
         self._clock = clock or SystemClock()
+        self._has_md5_tags = True  # until an object shows that they are something else: those of encrypted ones are
         self._pool = _AnswerPool(num_pools=2, maxsize=64, ssl_context=_tls_context() if secure else None)
         self._client = Minio(endpoint, access_key or None, secret_key or None, secure=secure, region=region, http_client=self._pool)
         self._ensure_bucket()
@@ -171,9 +175,21 @@ class S3Store:
     # ---- reading ------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> StoredObject | None:
-        """The whole object, or None; a body shorter than announced is fetched again."""
-        response = self._read_or_none("GET", validate_key(key), {})
-        return None if response is None else StoredObject(response.data, _etag(response))
+        """The whole object, or None; a body shorter than announced, or a small one that its entity tag contradicts, is fetched again."""
+        before = b""
+        for attempt in range(MAX_ATTEMPTS):
+            response = self._read_or_none("GET", validate_key(key), {})
+            if response is None:
+                return None
+            found = StoredObject(response.data, _etag(response))
+            if not self._has_md5_tags or _fits_tag(found):
+                return found
+            if attempt and found.data == before:  # spoilt on its way it would hardly come the same twice: tags are no MD5 here
+                self._has_md5_tags = False
+                return found
+            logger.warning("bytes and entity tag of an object differ, it is read again", extra={"object_key": key})
+            before = found.data
+        raise UnavailableError(f"object {key} came with other bytes each time", hint="something between here and the object store spoils them")
 
     def get_range(self, key: str, start: int, length: int) -> bytes | None:
         """Up to `length` bytes from `start`; shorter only at the object's end; None when there is no object."""
@@ -305,8 +321,8 @@ class S3Store:
                 if not answer.is_passing:
                     raise self._refusal(answer) from answer
                 cause: Exception = answer
-            except _NOT_A_LISTING as error:
-                raise self._refusal(_AnswerError(200, "NotS3")) from error
+            except _NOT_A_LISTING as error:  # also what is left of a listing that was cut short on its way
+                cause = error
             except (HTTPError, OSError) as error:
                 cause = error
             pause = random.uniform(0.5, 1.0) * min(2.0, 0.1 * 2**number)
@@ -315,6 +331,8 @@ class S3Store:
             if self._metrics is not None:
                 self._metrics.store_requests.labels(op=op, outcome="retried").inc()
             self._clock.wait(threading.Event(), pause)
+        if isinstance(cause, _NOT_A_LISTING):
+            raise self._refusal(_AnswerError(200, "NotS3")) from cause
         what = str(cause) if isinstance(cause, _AnswerError) else type(cause).__name__
         raise UnavailableError(
             f"object store {self._where} does not answer ({what}, {number} attempts)",
@@ -342,6 +360,13 @@ class S3Store:
     def close(self) -> None:
         """Let go of connections."""
         self._pool.clear()
+
+
+def _fits_tag(found: StoredObject) -> bool:
+    """Whether nothing speaks against the bytes: most stores tag an object with their MD5. Large ones have digests in a manifest."""
+    if len(found.data) > TAGGED_BYTES or not _MD5.fullmatch(found.etag):
+        return True
+    return hashlib.md5(found.data, usedforsecurity=False).hexdigest() == found.etag
 
 
 def _etag(response: BaseHTTPResponse) -> str:

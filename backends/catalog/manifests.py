@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from typing import Generic, Protocol
 
+from backends.catalog.objects import read_again
 from contracts.errors import CorruptError, SnapshotError, UnavailableError
 from contracts.manifest import Chained, Manifest, ReadVersion, object_version
 from contracts.object_keys import PartitionKeys
@@ -67,6 +68,9 @@ class VersionChain(Generic[Chained]):
 
     def read(self, version: int) -> ReadVersion[Chained] | None:
         """One version, or None when there is no such object."""
+        return read_again(lambda: self._read(version))
+
+    def _read(self, version: int) -> ReadVersion[Chained] | None:
         key = self.keys.manifest(version)
         found = self.store.get(key)
         if found is None:

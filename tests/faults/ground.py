@@ -10,19 +10,37 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
+from unittest import mock
 
-from deploy.local import stack
+from deploy.local import services, stack
 from deploy.local.processes import ProcessRecord, end, load_record
+from deploy.local.services import HOST
 from tests.system.processes import Process, role
 from tests.system.sites import Site, free_port
 
 CACHE = Path.home() / ".cache/headwater/stack"
 BUCKET = "faults"
+
+
+FAULTY_LINES = 4
+"""Listeners of the broker that tell their clients to connect to a proxy (`tests.faults.lines`); one trial at a time uses each."""
+
+
+def with_faulty_listeners(properties: str, ports: Mapping[str, int]) -> str:
+    """A broker's ``server.properties`` with listeners at ports ``behind0`` ... that tell their clients to connect to ports ``faulty0`` ..."""
+    numbers = range(FAULTY_LINES)
+    more = {
+        "listeners": "".join(f",FAULTY{n}://{HOST}:{ports[f'behind{n}']}" for n in numbers),
+        "advertised.listeners": "".join(f",FAULTY{n}://{HOST}:{ports[f'faulty{n}']}" for n in numbers),
+        "listener.security.protocol.map": "".join(f",FAULTY{n}:PLAINTEXT" for n in numbers),
+    }
+    return "".join(f"{line}{more.get(line.partition('=')[0], '')}\n" for line in properties.splitlines())
 
 
 def _silent(line: str) -> None:
@@ -36,11 +54,15 @@ class Ground:
         self.folder, self._say = folder, say
         self.ports: dict[str, int] = {}
         self.query: Process | None = None
+        self.free_lines: SimpleQueue[int] = SimpleQueue()
+        for number in range(FAULTY_LINES):
+            self.free_lines.put(number)
         self._query_lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ports = {"kafka": free_port(), "minio": free_port()}
+        for name in ("kafka", "minio", *(f"{side}{number}" for side in ("behind", "faulty") for number in range(FAULTY_LINES))):
+            self.ports[name] = free_port()
         try:
             self.start()
         except BaseException:
@@ -51,9 +73,13 @@ class Ground:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._end_all()
 
-    def _end_all(self) -> None:
+    def end_query(self) -> None:
+        """End the query service where it runs."""
         if self.query is not None:
             self.query.end()
+
+    def _end_all(self) -> None:
+        self.end_query()
         found = [record for name in ("kafka", "minio") if (record := load_record(self._run_dir, name)) is not None]
         for record in found:
             os.kill(record.pid, signal.SIGCONT)  # a stopped one would not hear SIGTERM
@@ -64,8 +90,10 @@ class Ground:
         return self.folder / "run"
 
     def start(self) -> None:
-        """Start what does not run, on the same ports, and wait until it serves."""
-        stack.start(self.folder, CACHE, self.ports, self._say)
+        """Start what does not run, on the same ports, and wait until it serves; the broker has a second listener, for `tests.faults.lines`."""
+        ordinary = services.kafka_properties
+        with mock.patch.object(services, "kafka_properties", lambda *given: with_faulty_listeners(ordinary(*given), self.ports)):
+            stack.start(self.folder, CACHE, self.ports, self._say)
 
     def server(self, name: str) -> ProcessRecord:
         """The running ``kafka`` or ``minio``."""

@@ -15,6 +15,12 @@ MODULES: tuple[str, ...] = (
     "tests.faults.members",
     "tests.faults.offsets",
     "tests.faults.harm",
+    "tests.faults.store_answers",
+    "tests.faults.wrong_bytes",
+    "tests.faults.network",
+    "tests.faults.machine",
+    "tests.faults.payloads",
+    "tests.faults.keys",
 )
 """Modules with a list `VARIANTS`."""
 

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGCONT
@@ -118,6 +118,7 @@ class Trial:
         self.recover_seconds: float | None = None
         self.given_up: dict[int, tuple[int, int]] = {}  # media offsets that an operator called lost, per partition
         self.account: Account | None = None  # of a fault that takes it by itself, before nothing more can be settled
+        self.stack = ExitStack()  # what a fault opens and the trial closes, after its processes are gone
         self._loads: dict[Path, tuple[subprocess.Popen[bytes], Path]] = {}
 
     # ---- the collection ----------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class Trial:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Engines of this process, a fresh collection, the variant's roles; all processes are gone when the context ends."""
-        with open_engines(self.site.settings()) as self.engines:
+        with self.stack, open_engines(self.site.settings()) as self.engines:
             try:
                 self.record = create_collection(self.engines, (self.variant.request or Trial.request)(self))
                 for name in self.variant.roles:
