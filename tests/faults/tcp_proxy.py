@@ -189,11 +189,10 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line
             if not data:
                 return
 
-    filling = asyncio.ensure_future(fill())
+    filling, getting = asyncio.ensure_future(fill()), asyncio.ensure_future(held.get())
     try:
         passed = 0
         while True:
-            getting = asyncio.ensure_future(held.get())
             await asyncio.wait({getting, filling}, return_when=asyncio.FIRST_COMPLETED)
             if not getting.done() and filling.done():
                 filling.result()  # a reset of the sender is one for the receiver
@@ -205,8 +204,10 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line
                     writer.write_eof()
                 return
             passed = await _send(data, writer, line, passed)
+            getting = asyncio.ensure_future(held.get())
     finally:
         filling.cancel()
+        getting.cancel()
 
 
 async def _send(data: bytes, writer: asyncio.StreamWriter, line: Line, passed: int) -> int:
