@@ -176,15 +176,16 @@ class S3Store:
 
     def get(self, key: str) -> StoredObject | None:
         """The whole object, or None; a body shorter than announced, or a small one that its entity tag contradicts, is fetched again."""
-        before = b""
-        for attempt in range(MAX_ATTEMPTS):
+        same, before = 0, b""
+        for _ in range(MAX_ATTEMPTS):
             response = self._read_or_none("GET", validate_key(key), {})
             if response is None:
                 return None
             found = StoredObject(response.data, _etag(response))
             if not self._has_md5_tags or _fits_tag(found):
                 return found
-            if attempt and found.data == before:  # spoilt on its way it would hardly come the same twice: tags are no MD5 here
+            same = same + 1 if found.data == before else 0
+            if same == 2:  # spoilt on its way it would hardly come the same three times: tags are no MD5 here
                 self._has_md5_tags = False
                 return found
             logger.warning("bytes and entity tag of an object differ, it is read again", extra={"object_key": key})

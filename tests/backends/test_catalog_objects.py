@@ -72,7 +72,6 @@ def test_a_damaged_chunk_is_found_by_every_range_that_touches_it_and_by_no_other
             download_range(store, entry, start, length)
 
 
-@pytest.mark.parametrize("data", [LARGE, LARGE[:5000]])
 class SpoilingStore(MemoryStore):
     """Spoils as many answers as it is told to, on their way."""
 
@@ -105,6 +104,7 @@ def test_what_comes_damaged_is_read_again_before_it_is_believed() -> None:
             read()
 
 
+@pytest.mark.parametrize("data", [LARGE, LARGE[:5000]])
 def test_a_range_of_an_object_that_is_gone_or_cut_short_is_told_apart(data: bytes) -> None:
     store, entry = stored(data)
     store.delete(entry.key)

@@ -24,7 +24,10 @@ import numpy as np
 
 from contracts.errors import HeadwaterError
 from tests.faults.ground import Ground
+from tests.faults.http_proxy import Rule
 from tests.faults.journal import Acknowledged
+from tests.faults.lines import log_line, store_proxy, through
+from tests.faults.store_faults import Refuse, SlowAnswer, StoreThen, Truncate, anything, is_get, is_put
 from tests.faults.trial import Trial, Variant
 from tests.simulation.faults import CRASH_POINTS
 from tests.system.processes import Process
@@ -120,6 +123,8 @@ class Soak:
         self.counts: Counter[str] = Counter()
         self.restarts = 0
         self._asleep: dict[str, float] = {}  # label -> when to wake it
+        self._healed_at: dict[str, float] = {}  # line -> when it is good again
+        self.store, self.log = store_proxy(trial), log_line(trial)
         self.kinds: dict[str, Callable[[], None]] = {
             "kill a role": self.kill_role,
             "kill at a crash point": self.crash_role,
@@ -131,8 +136,14 @@ class Soak:
             "freeze the broker": lambda: self.freeze("kafka"),
             "freeze the store": lambda: self.freeze("minio"),
             "old records again": self.redeliver,
+            "the store refuses a third": lambda: self.spoil(*(Rule(anything, Refuse(status), share=0.12) for status in (500, 503, 429))),
+            "answers to puts are lost": lambda: self.spoil(Rule(is_put(""), StoreThen(self.rng.choice([None, 503])), share=0.4)),
+            "answers are cut short": lambda: self.spoil(Rule(is_get(""), Truncate(), share=0.2)),
+            "a store of half a second": lambda: self.spoil(Rule(anything, SlowAnswer(0.5))),
+            "the line to the broker is reset": lambda: (self.log.reset(), None)[1],
+            "the line to the broker is silent": self.silence,
         }
-        self._weights = [4, 5, 3, 2, 1, 1, 1, 1, 1, 1]
+        self._weights = [4, 5, 3, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
 
     # ---- supervising -------------------------------------------------------------------------------------------------
 
@@ -141,7 +152,8 @@ class Soak:
         self._asleep.pop(label, None)
         role = label.partition("-")[0]
         is_static = self.rng.random() < 0.5
-        process = self.trial.role(role, label=label, is_static=is_static, crash=crash, parts=[SHORT, *parts], stop_seconds=5.0)
+        lines = through(store=self.store, log=self.log if label.endswith("-a") else None)
+        process = self.trial.role(role, label=label, is_static=is_static, crash=crash, parts=[SHORT, *parts], stop_seconds=5.0, **lines)
         process.start()
         return process
 
@@ -152,6 +164,8 @@ class Soak:
             del self._asleep[label]
             with suppress(ProcessLookupError, AssertionError):
                 os.kill(self.trial.roles[label].pid, signal.SIGCONT)
+        for line in [line for line, due in self._healed_at.items() if due <= now]:
+            self.mend(line)
         for label in ROLES:
             process = self.trial.roles[label]
             if not process.is_running():
@@ -179,6 +193,8 @@ class Soak:
 
     def heal(self) -> None:
         """The faults are over: everything is awake, healthy, and runs."""
+        for line in list(self._healed_at):
+            self.mend(line)
         for label in ROLES:
             with suppress(ProcessLookupError, AssertionError):
                 os.kill(self.trial.roles[label].pid, signal.SIGCONT)
@@ -199,7 +215,7 @@ class Soak:
         label = self.one()
         point = self.rng.choice(POINTS[label.partition("-")[0]])
         self.trial.roles[label].end()
-        self.begin(label, crash=[f"{point}:{self.rng.randint(1, 4)}"])
+        self.begin(label, crash=[f"{point}:{self.rng.randint(2, 6)}"])  # never at its first record: that is how a worker finds poison
 
     def sleep_role(self) -> None:
         label = self.one()
@@ -224,6 +240,20 @@ class Soak:
     def freeze(self, server: str) -> None:
         with self.ground.frozen(server):
             time.sleep(self.rng.uniform(0.5, 8.0))
+
+    def spoil(self, *rules: Rule) -> None:
+        """The roles' store behaves so for a while."""
+        self.store.rules = list(rules)
+        self._healed_at["store"] = time.monotonic() + self.rng.uniform(2.0, 10.0)
+
+    def silence(self) -> None:
+        """Nothing comes through the line to the broker for a while, and then all of it."""
+        self.log.up.is_silent = self.log.down.is_silent = True
+        self._healed_at["log"] = time.monotonic() + self.rng.uniform(2.0, 15.0)
+
+    def mend(self, line: str) -> None:
+        del self._healed_at[line]
+        (self.store if line == "store" else self.log).heal()
 
     def redeliver(self) -> None:
         label = self.rng.choice([label for label in ROLES if not label.startswith("maintain")])

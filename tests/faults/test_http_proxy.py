@@ -192,7 +192,7 @@ def test_a_truncated_a_shortened_and_a_flipped_body_are_read_again(proxy: HttpPr
         proxy.rules = [Rule(is_get("seg"), action, most=1)]
         spoilt = urllib3.request("GET", f"http://{proxy.address}/bucket/seg").data
         assert spoilt != body and proxy.rules[0].done == 1
-        assert len(spoilt) == 500 or sum(byte.bit_count() for byte in spoilt) == 1
+        assert len(spoilt) < 1000 or sum(byte.bit_count() for byte in spoilt) == 1
         proxy.rules[0].done = 0
         found = store.get("seg")
         assert found is not None and found.data == body and proxy.rules[0].done == 1
