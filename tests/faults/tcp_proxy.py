@@ -208,10 +208,6 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line
     finally:
         filling.cancel()
         getting.cancel()
-<<<<<<< HEAD
-        await asyncio.gather(filling, getting, return_exceptions=True)  # neither outlives the loop
-=======
->>>>>>> d-faulty-parts
 
 
 async def _send(data: bytes, writer: asyncio.StreamWriter, line: Line, passed: int) -> int:
