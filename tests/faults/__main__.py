@@ -1,6 +1,6 @@
 """Runs the matrix of faults, and prints and writes what became of each.
 
-    python -m tests.faults [--only 4,9] [--jobs 1] [--json results/faults.json] [--keep]
+    python -m tests.faults [--only 4,9] [--jobs 2] [--json results/faults.json] [--keep]
     python -m tests.faults --soak --minutes 30 [--rate 100] [--seed 1]
 
 Exit code 0 when every fault that was run lost nothing, doubled nothing and recovered in its time.
@@ -116,7 +116,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="numbers of faults, such as 4,9")
     parser.add_argument("--json", type=Path, help="where results go; results/faults.json, or results/soak.json")
-    parser.add_argument("--jobs", type=int, default=1, help="faults at a time, of those that leave the servers alone")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at a time, of those that leave the servers alone")
     parser.add_argument("--keep", action="store_true", help="keep journals and the processes' standard error")
     parser.add_argument("--soak", action="store_true", help="random faults under load instead of the matrix")
     parser.add_argument("--minutes", type=float, default=30.0)
