@@ -344,6 +344,8 @@ class S3Store:
         """Turn a definite refusal into what the operator can do about it."""
         if answer.code in _CREDENTIAL_CODES:
             hint = "check HEADWATER_STORE_ACCESS_KEY, HEADWATER_STORE_SECRET_KEY and HEADWATER_STORE_REGION"
+        elif answer.code == "RequestTimeTooSkewed":
+            hint = "this machine's clock is off by more than the store allows: set it (headwater doctor compares it with the store's)"
         elif answer.status in (401, 403):
             hint = "allow these credentials s3:ListBucket, GetObject, PutObject (and DeleteObject, CreateBucket where needed), and check the clock"
         elif answer.code == "NoSuchBucket":

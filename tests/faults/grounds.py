@@ -6,6 +6,7 @@ Takes: the usual ground, a folder. Gives: contexts for `Variant.on`. Owns: mount
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +33,13 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 def remount(folder: Path, option: str) -> None:
-    """Make a disk ``ro`` or ``rw`` while it is used."""
-    done = subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"remount {option}: {done.stderr.strip()}"
+    """Make a disk ``ro`` or ``rw`` while it is used; between two writes, since no file may be open for writing then."""
+    for _ in range(100):
+        done = subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"remount {option}: {done.stderr.strip()}")
 
 
 @contextmanager
@@ -86,7 +91,7 @@ class DiskGround(Ground):
 @contextmanager
 def embedded(usual: Ground, folder: Path, *, log: bool = False, store: bool = False) -> Iterator[DiskGround]:
     """A SQLite log and a folder store, either or both on a disk of 48 MiB."""
-    with mounted(folder / "disk", f"size={48 * MIB}") as disk:
+    with mounted(folder / "disk", f"size={48 * MIB},nr_inodes=3000") as disk:
         urls = {
             "HEADWATER_LOG_URL": f"sqlite:///{(disk if log else folder) / 'log.sqlite'}",
             "HEADWATER_STORE_URL": f"file:///{(disk if store else folder) / 'store'}",
@@ -101,7 +106,7 @@ def embedded(usual: Ground, folder: Path, *, log: bool = False, store: bool = Fa
 @contextmanager
 def small_minio(usual: Ground, folder: Path) -> Iterator[DiskGround]:
     """The usual broker, and a MinIO of its own on a disk of 64 MiB."""
-    with mounted(folder / "disk", f"size={64 * MIB}") as disk:
+    with mounted(folder / "disk", f"size={64 * MIB},nr_inodes=30000") as disk:
         run_dir, port = disk / "run", free_port()
         run_dir.mkdir()
         record = start_minio(CACHE, run_dir, port)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -150,13 +151,18 @@ def make_certificate(authority: Path, target: Path, from_seconds: float, to_seco
 class SecureGround(DiskGround):
     """A ground whose store speaks TLS behind a line that can be reset; `authority` is whom its clients trust."""
 
-    def __init__(self, folder: Path, urls: dict[str, str], authority: Path, line: TcpProxy) -> None:
+    def __init__(self, folder: Path, urls: dict[str, str], authority: Path, line: TcpProxy, store_pid: int) -> None:
         super().__init__(folder, folder, urls)
-        self.authority, self.line = authority, line
+        self.authority, self.line, self._store_pid = authority, line, store_pid
 
-    @property
-    def certificates(self) -> Path:
-        return self.folder / "run" / "minio-certs"
+    def change_certificate(self, from_seconds: float, to_seconds: float) -> None:
+        """Give the store another certificate; it reads it anew, and shows it to new connections."""
+        make_certificate(self.authority, self.folder / "run" / "minio-certs", from_seconds, to_seconds)
+        os.kill(self._store_pid, signal.SIGHUP)
+
+    def is_trusted(self) -> bool:
+        """Whether a new connection to the store succeeds, its certificate verified."""
+        return is_up(urllib3.PoolManager(ca_certs=str(self.authority), retries=False), self.line.upstream[1])
 
 
 @contextmanager
@@ -174,7 +180,7 @@ def secure(usual: Ground, folder: Path) -> Iterator[SecureGround]:
             access_key, secret_key = load_credentials(run_dir)
             store = {"URL": f"s3s://{line.address}/{BUCKET}", "ACCESS_KEY": access_key, "SECRET_KEY": secret_key}
             urls = usual.environment() | {f"HEADWATER_STORE_{name}": value for name, value in store.items()}
-            ground = SecureGround(folder, urls, authority, line)
+            ground = SecureGround(folder, urls, authority, line, record.pid)
             try:
                 yield ground
             finally:
@@ -196,10 +202,8 @@ def certificate(trial: Trial, seconds: float = 8.0) -> None:
     assert isinstance(ground, SecureGround)
     trial.wait_flowing()
     with supervised(trial, most=20):
-        make_certificate(ground.authority, ground.certificates, -7200, -3600)
-        refused = urllib3.PoolManager(ca_certs=str(ground.authority), retries=False)
-        port = ground.line.upstream[1]
-        until(lambda: not is_up(refused, port), 90, "MinIO shows its expired certificate", 0.5)
+        ground.change_certificate(-7200, -3600)
+        until(lambda: not ground.is_trusted(), 60, "the store shows its expired certificate", 0.3)
         ground.line.reset()
         time.sleep(0.5)
         try:
@@ -209,9 +213,8 @@ def certificate(trial: Trial, seconds: float = 8.0) -> None:
         else:
             raise AssertionError("an expired certificate was accepted")
         time.sleep(seconds)
-        make_certificate(ground.authority, ground.certificates, -60, 86_400)
-        fresh = urllib3.PoolManager(ca_certs=str(ground.authority), retries=False)
-        until(lambda: is_up(fresh, port), 90, "MinIO shows its new certificate", 0.5)
+        ground.change_certificate(-60, 86_400)
+        until(ground.is_trusted, 60, "the store shows its new certificate", 0.3)
     trial.wait_acknowledged(50)
 
 

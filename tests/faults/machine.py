@@ -191,7 +191,7 @@ def clocks(trial: Trial, *, off: tuple[float, ...], dates: bool) -> None:
             time.sleep(5)
         file.write_text("0")
     if dates:  # requests signed a day off are refused: the role ends and says why
-        assert any("clock" in one for one in ends), f"nobody named the clock: {ends}"
+        assert any("RequestTimeTooSkewed" in one for one in ends), f"nobody named the clock: {ends}"
 
 
 def of_embedded(*, log: bool = False, store: bool = False) -> Callable[[Ground, Path], AbstractContextManager[Ground]]:
