@@ -57,7 +57,6 @@ def rotated(trial: Trial) -> None:
             trial.start(role, **old)
         node = query_node(trial, "node", **old)
         node.start()
-        node.wait_ready()
         trial.wait_flowing()
         until(lambda: state_of(node, trial.record.name).get("coverage") == 1.0, 60, "the node serves the collection", 0.3, [node])
     for role in ("index", "maintain"):

@@ -16,7 +16,7 @@ from tests.faults.ground import BUCKET
 from tests.faults.http_proxy import HttpProxy, Rule
 from tests.faults.tcp_proxy import HOST, Proxy, TcpProxy
 from tests.faults.trial import Trial
-from tests.system.processes import until
+from tests.system.processes import Process, until
 
 P = TypeVar("P", bound=Proxy)
 
@@ -100,11 +100,12 @@ def supervised(trial: Trial, most: int | None = None) -> Iterator[list[str]]:
     assert most is None or len(seen) <= most, f"{len(seen)} restarts: {seen[-3:]}"
 
 
-def wait_ready(process: object, seconds: float = 90.0) -> None:
-    """Wait until a process that may be started again meanwhile is ready."""
+def wait_ready(process: Process, seconds: float = 90.0) -> None:
+    """Wait until a process that may be started again meanwhile is ready; a query node is never, while another trial's collection is damaged."""
+    is_node = "HEADWATER_QUERY_PORT" in process.variables
     deadline = time.monotonic() + seconds
-    while not process._is_ready():  # type: ignore[attr-defined]
-        assert time.monotonic() < deadline, f"not ready within {seconds:g} s"
+    while not (process.is_running() if is_node else process._is_ready()):
+        assert time.monotonic() < deadline, f"{process.name} is not ready within {seconds:g} s"
         time.sleep(0.1)
 
 
