@@ -27,6 +27,7 @@ from tests.system.processes import until
 PARTS = "tests.faults.parts"
 CGROUPS = Path("/sys/fs/cgroup")
 DAY = 86_400.0
+BURST_ITEMS = 10_000
 
 # ---- 32, 33: disks -----------------------------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ def killed_for_memory(trial: Trial, role: str) -> None:
     trial.wait_flowing()
     used = sum(int(line.split()[1]) for line in (path / "memory.stat").read_text().splitlines() if line.split()[0] in ("rss", "anon"))
     (path / limit).write_text(str(used + (4 << 20)))
-    trial.start_load(1500.0)
+    trial.start_load(1500.0, records=BURST_ITEMS)
     process = trial.roles[role]
     until(lambda: process.has_died() is not None, 60, f"{role} is killed for its memory")
     trial.note(f"{role} was killed beyond {(used >> 20) + 4} MiB; {oom_kills(path)}")
@@ -165,7 +166,7 @@ def no_address_space(trial: Trial, role: str) -> None:
     size = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
     with supervised(trial, most=3) as ends:
         resource.prlimit(process.pid, resource.RLIMIT_AS, (size, most))
-        trial.start_load(1500.0)
+        trial.start_load(1500.0, records=BURST_ITEMS)
         time.sleep(8)
         if not ends:
             resource.prlimit(process.pid, resource.RLIMIT_AS, (most, most))
