@@ -29,7 +29,7 @@ from query.node import Node
 from query.parts import CodedColumn, CodedSpan, Coding, Column, Part, RowColumns, VectorColumn
 from query.texts import Texts
 from vectors.flat import as_float32
-from vectors.inverted_lists import read_lists
+from vectors.inverted_lists import StoredLists
 from vectors.quantizer import Quantizer
 
 ROW_BYTES = 64
@@ -143,7 +143,7 @@ class SegmentLoader:
         index = self._indexes.get(field.name, part.generation)
         check_quantizer(part, index.quantizer, where)
         places = None if rows is None else rows.astype(np.int64)
-        lease = index.add_segment(entry.rows, lambda: read_lists(part.lists, index.quantizer, part.rows, where), part.refine, places)
+        lease = index.add_segment(entry.rows, StoredLists(part.lists, index.quantizer, part.rows, where), part.refine, places)
         recall = {int(nprobe): float(share) for nprobe, share in part.statistics.get("recall", {}).items()}
         return CodedColumn(Coding(index, (CodedSpan(lease, 0, entry.rows),), recall), rows)
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from vectors import coarse_graph
 from vectors.flat import one_thread
+from vectors.inverted_lists import StoredLists
 
 NUMBER_BYTES = 8
 """Of a row number, beside each code."""
@@ -63,9 +64,10 @@ class Lists:
         numbers = np.ascontiguousarray(numbers)
         self.index.add_sa_codes_c(len(codes), swig_ptr(entries), swig_ptr(numbers))
 
-    def add_index(self, index: Any, first_number: int) -> None:
-        """Move in a segment's lists out of an index whose ids are its rows; it is empty afterwards."""
-        self.index.merge_from(index, first_number)
+    def add_stored(self, stored: StoredLists, first_number: int) -> None:
+        """Copy in a segment's lists, whose ids are its rows."""
+        stored.copy_into(self.index.invlists, first_number)
+        self.index.ntotal += stored.rows
 
     def remove(self, numbers: NDArray[np.uint8]) -> int:
         """Take out rows whose numbers are in a bitmap, shape (b,); how many there were."""

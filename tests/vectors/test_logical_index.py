@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
 from functools import cache
 
 import faiss
@@ -14,7 +13,7 @@ import pytest
 
 from tests.vectors.trained import own, trained
 from vectors import rebuild_policy
-from vectors.inverted_lists import build_lists, read_lists, write_lists
+from vectors.inverted_lists import StoredLists, build_lists, write_lists
 from vectors.logical_index import Lease, LogicalIndex
 from vectors.quantizer import EncodedRows, Quantizer
 from vectors.tiers import Allowed
@@ -37,11 +36,11 @@ def index(request: pytest.FixtureRequest) -> LogicalIndex:
     return LogicalIndex(quantizer(request.param))
 
 
-def segment_lists(index: LogicalIndex, encoded: EncodedRows) -> Callable[[], object]:
-    """A segment's lists as a node opens them: fresh copies on demand."""
+def segment_lists(index: LogicalIndex, encoded: EncodedRows) -> StoredLists:
+    """A segment's lists as a node opens them."""
     rows = np.arange(len(encoded.codes))
     data = write_lists(build_lists(index.quantizer.nlist, encoded.list_numbers, encoded.codes, rows))
-    return lambda: read_lists(data, index.quantizer, rows, "test")
+    return StoredLists(data, index.quantizer, rows, "test")
 
 
 def bits(index: LogicalIndex, *numbers: np.ndarray) -> Allowed:
