@@ -106,9 +106,10 @@ class PartitionLoader:
         wanted = {entry.segment_id: entry.parts for entry in manifest.segments}
         have = {} if current is None else {name: each for name, each in current.segments.items() if each.is_of(wanted.get(name))}
         missing = [entry for entry in reversed(manifest.segments) if entry.segment_id not in have]
+        first_rank = 0 if current is None else 1  # who has nothing yet comes first
         told_at = -PROGRESS_SECONDS
         try:
-            for entry, segment in self._opened(missing):
+            for entry, segment in self._opened(missing, first_rank):
                 have[entry.segment_id] = segment
                 if on_progress is not None and monotonic() - told_at >= PROGRESS_SECONDS:
                     current = _loaded(read, have, deltas, current)
@@ -120,9 +121,9 @@ class PartitionLoader:
             raise
         return _loaded(read, have, deltas, current)
 
-    def _opened(self, missing: Sequence[SegmentEntry]) -> Iterator[tuple[SegmentEntry, LoadedSegment]]:
+    def _opened(self, missing: Sequence[SegmentEntry], first_rank: int) -> Iterator[tuple[SegmentEntry, LoadedSegment]]:
         """Segments in the given order, opened many at once; one by one where memory runs out, so that older ones take no newer one's room."""
-        loads = [self._pool.submit(rank, partial(self._segments.load, entry)) for rank, entry in enumerate(missing)]
+        loads = [self._pool.submit(rank, partial(self._segments.load, entry)) for rank, entry in enumerate(missing, first_rank)]
         try:
             for at, entry in enumerate(missing):
                 try:
