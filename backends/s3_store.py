@@ -214,7 +214,7 @@ class S3Store:
     def _open_body(self, key: str, start: int) -> BaseHTTPResponse | None:
         headers = {"Range": f"bytes={start}-"} if start else {}
         try:
-            found: BaseHTTPResponse = self._client._execute("GET", self._bucket, key, headers=headers, preload_content=False)
+            found: BaseHTTPResponse = self._client._execute("GET", self._bucket, key, headers=dict(headers), preload_content=False)
         except _AnswerError as answer:
             if answer.status == 404 and answer.code in ("NoSuchKey", ""):
                 return None

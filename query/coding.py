@@ -98,6 +98,8 @@ class Coder:
             if view is not None:
                 self._code(partition, view)
         for (field, _), index in self._indexes.all().items() if not self._is_starting() else ():
+            if not self._stopping:
+                index.catch_up()
             if not self._stopping and index.graph_due:
                 index.build_graph()
             if not self._stopping:

@@ -106,10 +106,9 @@ class PartitionLoader:
         wanted = {entry.segment_id: entry.parts for entry in manifest.segments}
         have = {} if current is None else {name: each for name, each in current.segments.items() if each.is_of(wanted.get(name))}
         missing = [entry for entry in reversed(manifest.segments) if entry.segment_id not in have]
-        first_rank = 0 if current is None else 1  # who has nothing yet comes first
         told_at = -PROGRESS_SECONDS
         try:
-            for entry, segment in self._opened(missing, first_rank):
+            for entry, segment in self._opened(missing, current):
                 have[entry.segment_id] = segment
                 if on_progress is not None and monotonic() - told_at >= PROGRESS_SECONDS:
                     current = _loaded(read, have, deltas, current)
@@ -121,9 +120,11 @@ class PartitionLoader:
             raise
         return _loaded(read, have, deltas, current)
 
-    def _opened(self, missing: Sequence[SegmentEntry], first_rank: int) -> Iterator[tuple[SegmentEntry, LoadedSegment]]:
+    def _opened(self, missing: Sequence[SegmentEntry], current: LoadedManifest | None) -> Iterator[tuple[SegmentEntry, LoadedSegment]]:
         """Segments in the given order, opened many at once; one by one where memory runs out, so that older ones take no newer one's room."""
-        loads = [self._pool.submit(rank, partial(self._segments.load, entry)) for rank, entry in enumerate(missing, first_rank)]
+        first_rank = 0 if current is None else 1  # who has nothing yet comes first
+        load = partial(self._segments.load, is_starting=current is None or not current.complete)
+        loads = [self._pool.submit(rank, partial(load, entry)) for rank, entry in enumerate(missing, first_rank)]
         try:
             for at, entry in enumerate(missing):
                 try:
@@ -131,7 +132,7 @@ class PartitionLoader:
                 except MemoryFullError:
                     _drop(loads)
                     for rest in missing[at:]:
-                        yield rest, self._segments.load(rest)
+                        yield rest, load(rest)
                     return
                 yield entry, segment
         except CancelledError:

@@ -94,15 +94,16 @@ class StoredLists:
         if not _are(self._ids(self._view)[self._id_places()], ids):
             raise CorruptError(f"{where}: the lists hold other rows than the part")
 
-    def copy_into(self, lists: faiss.InvertedLists, first_id: int) -> None:
-        """Add all entries to other lists of the generation, their ids raised by `first_id`: one copy, made without the interpreter's lock."""
+    def copy_into(self, lists: Any, first_id: int) -> None:
+        """Add all entries to other inverted lists of the generation, their ids raised by `first_id`; mostly without the interpreter's lock."""
         if not self.rows:
             return
         raised = np.frombuffer(self._view, np.uint8).copy()
         self._ids(raised.data)[self._id_places()] += first_id
-        entries = faiss.read_InvertedLists(faiss.ZeroCopyIOReader(faiss.swig_ptr(raised), len(raised)))  # its lists point into `raised`
-        owner = holding(self._quantizer, entries, self.rows, owns=True)  # faiss hands them out without one
-        owner.invlists.copy_subset_to(lists, faiss.InvertedLists.SUBSET_TYPE_INVLIST, 0, lists.nlist)
+        kind: Any = faiss  # its stubs lack the class
+        entries = faiss.read_InvertedLists(kind.ZeroCopyIOReader(faiss.swig_ptr(raised), len(raised)))  # its lists point into `raised`
+        owner: Any = holding(self._quantizer, entries, self.rows, owns=True)  # faiss hands them out without one
+        owner.invlists.copy_subset_to(lists, owner.invlists.SUBSET_TYPE_INVLIST, 0, lists.nlist)
 
     def _ids(self, view: memoryview) -> NDArray[np.int64]:
         """The eight bytes at every place of the section as a number: codes and ids lie behind each other, at any place."""

@@ -139,7 +139,9 @@ class LogicalIndex:
         return Tiers(big, LeftRight(left, right), self._searching)
 
     # ---- what comes in --------------------------------------------------------------------------------------------
-    def add_segment(self, rows: int, stored: StoredLists, refine: NDArray[np.uint8], places: NDArray[np.int64] | None = None) -> Lease:
+    def add_segment(
+        self, rows: int, stored: StoredLists, refine: NDArray[np.uint8], places: NDArray[np.int64] | None = None, *, alone: bool = False
+    ) -> Lease:
         """Take in a segment's lists; findable when this returns, by whoever allows their numbers.
 
         Parameters
@@ -152,10 +154,12 @@ class LogicalIndex:
             shape (m, refine_bytes): refine codes of the rows that have a vector. Those of a mapped file are not copied where they begin at a page.
         places : NDArray[np.int64], optional
             shape (m,), the row of each refine code; code i is that of row i where it is None.
+        alone : bool
+            Searches may wait while the lists are copied, for some milliseconds; the second copy is left to `catch_up`.
         """
         numbers = self.numbers.allocate(rows)
         mapped = self._arena.place(None if places is None else places + numbers.start, numbers, refine)
-        return self._add(_Segment(numbers, stored.rows, True, stored=stored), mapped)
+        return self._add(_Segment(numbers, stored.rows, True, stored=stored), mapped, alone=alone)
 
     def add_rows(self, rows: int, encoded: EncodedRows, places: NDArray[np.int64] | None = None) -> Lease:
         """Take in rows that were coded here because their segment has no lists of this generation.
@@ -189,11 +193,11 @@ class LogicalIndex:
             piece.rows = stop
             self.tiers.small.write(lambda lists: piece.add_some(lists, start, stop))
 
-    def _add(self, piece: _Piece, mapped: bool) -> Lease:
+    def _add(self, piece: _Piece, mapped: bool, *, alone: bool = False) -> Lease:
         lease = Lease(piece.numbers, mapped)
         with self._writing:
             if piece.rows:
-                self.tiers.small.write(piece.add_to)
+                (self.tiers.small.write_alone if alone else self.tiers.small.write)(piece.add_to)
             self._pieces.append(piece)
         weakref.finalize(lease, self._let_go.append, piece).atexit = False
         return lease
@@ -216,6 +220,12 @@ class LogicalIndex:
         return {"big": tiers.big.size_bytes, "small": tiers.small.size_bytes}
 
     # ---- made faster, and made anew ----------------------------------------------------------------------------------------------
+    def catch_up(self) -> None:
+        """Make the second copy of what was added `alone`, which else the next change waits for."""
+        with self._writing:
+            if self.tiers.small.is_behind:
+                self.tiers.small.catch_up()
+
     @property
     def graph_due(self) -> bool:
         """Whether finding lists would pay a graph that is not there."""
