@@ -52,6 +52,7 @@ def run_query(engines: Engines, stop: threading.Event, on_ready: Callable[[int],
     HeadwaterError
         The server or a collection's thread ended by mistake.
     """
+    spare_the_collector()
     listening = bind(engines.settings)
     collections = Collections(engines)
     try:
@@ -64,7 +65,6 @@ def run_query(engines: Engines, stop: threading.Event, on_ready: Callable[[int],
             warm = threading.Thread(target=_warm, args=(collections, pipeline, stop), name="warm", daemon=True)
             for started in (thread, warm):
                 started.start()
-            spare_the_collector()
             try:
                 _await_start(server, thread, stop)
                 if server.started and on_ready is not None:
@@ -135,6 +135,8 @@ def _config(engines: Engines, app: Any) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=max(1, int(engines.settings.stop_seconds)),
         backlog=BACKLOG,
+        ws="none",  # there are no web sockets, and looking for a library of them takes as long as listing the collections
+        lifespan="off",
     )
 
 
