@@ -208,6 +208,7 @@ class S3Store:
                 broken += 1
                 if broken == MAX_ATTEMPTS:
                     raise self._no_answer(error, broken) from error
+                self._clock.wait(threading.Event(), 0.005 * 2**broken)
             finally:
                 response.close()  # of a body that was read to its end, the connection is back in the pool already
 

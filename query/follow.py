@@ -171,6 +171,8 @@ class ManifestFollower:
             self._errors[number] = str(error)
             return  # only the poll tries again: the same bytes would be downloaded over and over
         except HeadwaterError as error:
+            if self._stopping:
+                return
             logger.warning("a manifest cannot be loaded now: %s", error, extra={"collection": name, "partition": number})
             self._errors[number] = str(error)
             if isinstance(error, MemoryFullError) and not whole and partition.view is not None:

@@ -52,6 +52,24 @@ def test_work_of_lower_rank_goes_first_and_within_a_rank_what_came_first() -> No
     pool.close()
 
 
+def test_nothing_else_is_begun_while_work_of_the_first_rank_is_under_way() -> None:
+    pool, gate, begun, done = LoadPool(4), threading.Event(), threading.Semaphore(0), []
+    first = [pool.submit(0, lambda: begun.release() or gate.wait(5)) for _ in range(2)]
+    for _ in first:
+        assert begun.acquire(timeout=5)
+    later = [pool.submit(rank, lambda rank=rank: done.append(rank)) for rank in (2, 1)]
+    assert pool.submit(0, lambda: "at once").result(5) == "at once"
+    threading.Event().wait(0.05)
+    assert done == [], "two threads are idle"
+    gate.set()
+    for work in (*first, *later):
+        work.result(5)
+    assert sorted(done) == [1, 2]
+    failing = pool.submit(0, lambda: 1 / 0)
+    assert pool.submit(1, lambda: "goes on").result(5) == "goes on" and failing.exception(5) is not None
+    pool.close()
+
+
 def test_as_many_threads_work_at_once_as_there_are_and_errors_come_out_where_results_are_asked_for() -> None:
     pool, barrier = LoadPool(3), threading.Barrier(3)
     works = [pool.submit(0, lambda: barrier.wait(5)) for _ in range(3)]
