@@ -118,7 +118,7 @@ class StoredLists:
 
 
 def read_lists(data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.integer[Any]], where: str) -> faiss.IndexIVFPQ:
-    """An index of the generation that owns a copy of stored lists; parameters and errors as `StoredLists`."""
+    """An index of the generation that owns a copy of stored lists; parameters and errors as `StoredLists`, with `ids` of shape (n,)."""
     stored, index = StoredLists(data, quantizer, ids, where), quantizer.new_index()
     stored.copy_into(index.invlists, 0)
     index.ntotal = stored.rows
