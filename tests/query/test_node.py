@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -86,3 +89,39 @@ def test_a_closed_pool_cancels_what_waits() -> None:
     pool.close()
     gate.set()
     assert running.result(5) and waiting.cancelled() and pool.submit(0, lambda: None).cancelled()
+
+
+HEAPS = """
+import ctypes, sys, threading
+import numpy as np
+from query.one_heap import use_one_heap
+if sys.argv[1] == "one":
+    use_one_heap()
+held, barrier = [], threading.Barrier(6)
+def hold():
+    barrier.wait(5)
+    held.extend(np.ones(2000 + at) for at in range(200))
+    barrier.wait(5)
+threads = [threading.Thread(target=hold) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+library = ctypes.CDLL(None)
+library.fopen.restype = ctypes.c_void_p
+library.fopen.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+library.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+library.fclose.argtypes = [ctypes.c_void_p]
+file = library.fopen(b"/dev/stdout", b"w")
+library.malloc_info(0, file)
+library.fclose(file)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="another C library has other heaps")
+def test_threads_share_the_main_heap() -> None:
+    def heaps(kind: str) -> int:
+        found = subprocess.run([sys.executable, "-c", HEAPS, kind], capture_output=True, text=True, check=True)
+        return found.stdout.count("<heap nr=")
+
+    assert heaps("one") < heaps("many")
