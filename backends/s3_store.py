@@ -188,6 +188,43 @@ class S3Store:
             return None
         return response.data if response.status == 206 else response.data[start : start + length]
 
+    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
+        """The object's bytes in order, at most `block_bytes` at a time, of one answer; None when there is no object."""
+        reading = self._blocks(validate_key(key), block_bytes)
+        return None if next(reading, None) is None else reading
+
+    def _blocks(self, key: str, block_bytes: int) -> Iterator[bytes]:
+        """First nothing, once the object is there, then its blocks; where a transfer breaks off, the rest is asked for."""
+        given, broken = 0, 0
+        while (response := self._repeat("get", lambda start=given: self._open_body(key, start))) is not None:  # type: ignore[misc]
+            if not broken:
+                yield b""
+            try:
+                for block in response.stream(block_bytes, decode_content=False):
+                    given += len(block)
+                    yield block
+                return
+            except (HTTPError, OSError) as error:
+                broken += 1
+                if broken == MAX_ATTEMPTS:
+                    raise self._no_answer(error, broken) from error
+                self._clock.wait(threading.Event(), 0.005 * 2**broken)
+            finally:
+                response.close()  # of a body that was read to its end, the connection is back in the pool already
+
+    def _open_body(self, key: str, start: int) -> BaseHTTPResponse | None:
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        try:
+            found: BaseHTTPResponse = self._client._execute("GET", self._bucket, key, headers=dict(headers), preload_content=False)
+        except _AnswerError as answer:
+            if answer.status == 404 and answer.code in ("NoSuchKey", ""):
+                return None
+            raise
+        if start and found.status != 206:
+            found.close()
+            raise HTTPError("the whole object came instead of its rest")
+        return found
+
     def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
         """Up to `most_bytes` of an object of another bucket, or None; both names come from a stranger and were checked."""
 
@@ -315,11 +352,14 @@ class S3Store:
             if self._metrics is not None:
                 self._metrics.store_requests.labels(op=op, outcome="retried").inc()
             self._clock.wait(threading.Event(), pause)
+        raise self._no_answer(cause, number) from cause
+
+    def _no_answer(self, cause: Exception, attempts: int) -> UnavailableError:
         what = str(cause) if isinstance(cause, _AnswerError) else type(cause).__name__
-        raise UnavailableError(
-            f"object store {self._where} does not answer ({what}, {number} attempts)",
+        return UnavailableError(
+            f"object store {self._where} does not answer ({what}, {attempts} attempts)",
             hint="is it running, and is HEADWATER_STORE_URL right? For the local one: make stack",
-        ) from cause
+        )
 
     def _refusal(self, answer: _AnswerError) -> SettingsError:
         """Turn a definite refusal into what the operator can do about it."""

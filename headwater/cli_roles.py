@@ -17,6 +17,7 @@ from headwater.console import notes
 from headwater.logging_setup import set_up_logging
 from headwater.run_roles import Role, RoleName, RoleRunner, role, served_metrics
 from headwater.wiring import open_engines
+from query.one_heap import use_one_heap
 
 run_app = typer.Typer(help="Run one role until it is stopped: a process, or a container, each.", no_args_is_help=True)
 Collections = Annotated[list[str] | None, typer.Option("--collection", "-c", help="Serve this collection only; repeat for more. Default: all.")]
@@ -72,6 +73,7 @@ def run_maintain(collection: Collections = None) -> None:
 @run_app.command("query")
 def run_query() -> None:
     """Query: serve searches over HTTP, for all collections."""
+    use_one_heap()
     _run(load_settings(), ("query",), None)
 
 

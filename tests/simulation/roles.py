@@ -138,6 +138,7 @@ class Roles:
         nodes[name] = partition
         tail.start()
         followers[0].start()
+        followers[0].serve()
         while not stop.wait(1.0):
             failure = tail.failure or followers[0].failure
             if failure is not None:
