@@ -230,6 +230,21 @@ class FolderStore:
             descriptor, found = opened
             return self._read(descriptor, start, max(0, min(length, found.st_size - start)), key)
 
+    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
+        """The object's bytes in order, at most `block_bytes` at a time; None when there is no object."""
+        reading = self._blocks(key, block_bytes)
+        return None if next(reading, None) is None else reading
+
+    def _blocks(self, key: str, block_bytes: int) -> Iterator[bytes]:
+        """First nothing, once the file is open, then its blocks."""
+        with self._opened(key) as opened:
+            if opened is None:
+                return
+            yield b""
+            descriptor, size_bytes = opened[0], opened[1].st_size
+            for start in range(0, size_bytes, block_bytes):
+                yield self._read(descriptor, start, min(block_bytes, size_bytes - start), key)
+
     def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
         """Refuse: a folder has no buckets."""
         raise SettingsError(

@@ -63,6 +63,11 @@ class MemoryStore:
         found = self._objects.get(validate_key(key))
         return None if found is None else found[0][start : start + length]
 
+    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
+        """The object's bytes in order, at most `block_bytes` at a time; None when there is no object."""
+        found = self.get(key)
+        return None if found is None else (found.data[start : start + block_bytes] for start in range(0, len(found.data), block_bytes))
+
     def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
         """Up to `most_bytes` of an object of the store ``memory://BUCKET``; it keeps no versions."""
         found = open_memory_store(bucket)._objects.get(name)

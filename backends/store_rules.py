@@ -11,11 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from contracts.errors import HeadwaterError, SettingsError, UnavailableError
 from contracts.metrics import Metrics
 from contracts.object_keys import validate_key
 from contracts.store import BucketObject, ObjectInfo, ObjectStore, PutOutcome, StoredObject
+
+T = TypeVar("T")
 
 RACE_THREADS = 32
 CLEAR_ATTEMPTS = 8
@@ -108,6 +111,18 @@ class MeteredStore:
         self._count("get_range", "missing" if found is None else "ok")
         return found
 
+    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
+        """The object's bytes in order, at most `block_bytes` at a time; one count for the whole object, at its end."""
+        try:
+            found = self._store.blocks(key, block_bytes)
+        except HeadwaterError as error:
+            self._failed("get", error)
+            raise
+        if found is None:
+            self._count("get", "missing")
+            return None
+        return self._counted(found, "get")
+
     def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
         """Up to `most_bytes` of an object of another bucket, or None."""
         try:
@@ -135,15 +150,15 @@ class MeteredStore:
         except HeadwaterError as error:
             self._failed("list", error)
             raise
-        return self._counted(found)
+        return self._counted(found, "list")
 
-    def _counted(self, found: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
+    def _counted(self, found: Iterator[T], op: str) -> Iterator[T]:
         try:
             yield from found
         except HeadwaterError as error:
-            self._failed("list", error)
+            self._failed(op, error)
             raise
-        self._count("list", "ok")
+        self._count(op, "ok")
 
     def delete(self, key: str) -> None:
         """Remove the object; no error when it is not there."""

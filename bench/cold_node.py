@@ -3,6 +3,8 @@
     python -m bench.cold_node                       at the first line on stdin: what `headwater run query` does; an answer when it begins
     python -m bench.cold_node memory COLLECTION     load a collection, and answer with the bytes that were counted and those that the process took
 
+What an import costs is the interpreter's start, also where a library puts it off: what serving would import at its first moment is imported here.
+
 Takes: settings from the environment. Gives: a query service, or one JSON object. Owns: nothing. Never: loads anything before it is told to.
 """
 
@@ -12,7 +14,12 @@ import json
 import sys
 import time
 
-import backends.kafka_log  # noqa: F401 - imported before the clock starts, like the query role; else both are imported when they are needed
+import pydantic.v1  # noqa: F401 - FastAPI asks it about every route
+import uvicorn.lifespan.off  # noqa: F401
+import uvicorn.loops.auto  # noqa: F401
+import uvicorn.protocols.http.auto  # noqa: F401
+
+import backends.kafka_log  # noqa: F401
 import query.query_role  # noqa: F401
 from backends.catalog.collections import CollectionCatalog
 from bench.processes import memory_mib, stop_when_stdin_closes
@@ -22,10 +29,12 @@ from headwater.run_roles import RoleRunner, role
 from headwater.wiring import open_engines
 from query.collection_view import CollectionView
 from query.node import Node
+from query.one_heap import use_one_heap
 
 
 def serve(settings: Settings) -> None:
     """Run the query role until stdin is closed."""
+    use_one_heap()
     with open_engines(settings) as engines, RoleRunner({"query": role("query", engines)}, settings.stop_seconds) as runner:
         stop = stop_when_stdin_closes()
         while not stop.wait(0.2):
@@ -34,6 +43,7 @@ def serve(settings: Settings) -> None:
 
 def weigh(settings: Settings, name: str) -> dict[str, object]:
     """Load a collection, without a service around it; counted bytes, and memory before and after."""
+    use_one_heap()
     with open_engines(settings) as engines:
         node = Node.of(engines)
         view = CollectionView(engines, CollectionCatalog(engines.store).get(name), node)

@@ -9,9 +9,11 @@ Never: counts the start of an interpreter; the notes tell how long that takes.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -26,7 +28,8 @@ from contracts.errors import UnavailableError
 from headwater.client import Freshness
 
 LIMIT_SECONDS = 120.0
-FIRST_PAUSE_SECONDS, PAUSE_SECONDS = 0.002, 0.02
+FIRST_PAUSE_SECONDS, PAUSE_SECONDS = 0.005, 0.02
+"""Between two questions: shorter ones would take the processors that they wait for."""
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class Found:
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     raw: list[float] = field(default_factory=list)
+    raw_whole: list[float] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,6 +77,7 @@ class ColdStart:
             "first_answer_ms": percentile([1000 * seconds for seconds in found.first], 50, "milliseconds", bench.seed),
             "cold_seconds": percentile(found.whole, 50, "seconds", bench.seed),
             "get_seconds": percentile(found.raw, 50, "seconds", bench.seed),
+            "get_whole_seconds": percentile(found.raw_whole, 50, "seconds", bench.seed),
         }
         return Outcome(modes, _notes(made, pairs) | found.notes | {"interpreter_seconds": [round(seconds, 2) for seconds in found.started]})
 
@@ -103,6 +108,8 @@ def measure_cold(made: Prepared, number: int, found: Found) -> None:
         found.whole.append(time.perf_counter() - begin)
         asker.close()
         found.notes["node_memory_mib"] = memory_mib(node.pid)
+        found.notes["cached_bytes"] = sum(path.stat().st_size for path in Path(values["cache_dir"]).rglob("*") if path.is_file())
+    shutil.rmtree(values["cache_dir"])  # else the page cache would fill with the files of all turns
 
 
 class Asker:
@@ -142,6 +149,7 @@ def measure_raw(made: Prepared, number: int, found: Found) -> None:
         raw.read_line()
         answer = json.loads(raw.ask("go"))
     found.raw.append(answer["seconds"])
+    found.raw_whole.append(answer["whole_seconds"])
     found.notes |= {"bytes": answer["bytes"], "objects": answer["objects"]}
 
 

@@ -82,7 +82,7 @@ class IdIndex:
     Parameters
     ----------
     hashes : NDArray[np.uint64]
-        shape (n, 2), sorted by the first word and then the second.
+        shape (n, 2), of either byte order, sorted by the first word and then the second; they may lie in a mapped file.
     rows : NDArray[np.uint32]
         shape (n,), the row of each hash.
     """
@@ -91,8 +91,7 @@ class IdIndex:
         if hashes.shape != (len(rows), 2):
             raise ValueError(f"hashes have shape {hashes.shape}, rows {rows.shape}")
         self.hashes, self.rows = hashes, rows
-        self._high = np.ascontiguousarray(hashes[:, 0])
-        self._low = np.ascontiguousarray(hashes[:, 1])
+        self._high: NDArray[np.uint64] | None = None
 
     @classmethod
     def of(cls, hashes: NDArray[np.uint64]) -> IdIndex:
@@ -105,11 +104,13 @@ class IdIndex:
         found = np.full(len(hashes), -1, np.int64)
         if not len(self.rows) or not len(hashes):
             return found
+        if self._high is None:  # at the first look: a node starts with many segments, and reads most of them for nothing else
+            self._high = np.ascontiguousarray(self.hashes[:, 0], dtype=np.uint64)
         at = np.searchsorted(self._high, hashes[:, 0])
         pending = np.flatnonzero(at < len(self.rows))
         while len(pending):  # more than one turn only where two ids share the 64-bit high word
             pending = pending[self._high[at[pending]] == hashes[pending, 0]]
-            hit = self._low[at[pending]] == hashes[pending, 1]
+            hit = self.hashes[at[pending], 1] == hashes[pending, 1]
             found[pending[hit]] = self.rows[at[pending[hit]]]
             pending = pending[~hit]
             at[pending] += 1

@@ -121,7 +121,7 @@ def read_rows_part(data: bytes | memoryview, where: str) -> RowsPart:
     except (pa.ArrowException, OSError) as error:
         raise CorruptError(f"{where}: the Arrow rows cannot be read: {error}") from None
     try:
-        hashes = np.frombuffer(file.section("id_hashes", where), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+        hashes = np.frombuffer(file.section("id_hashes", where), dtype=">u8").reshape(-1, 2)
         rows = np.frombuffer(file.section("id_rows", where), dtype="<u4")
     except ValueError as error:
         raise CorruptError(f"{where}: the id hashes cannot be read: {error}") from None

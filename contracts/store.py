@@ -75,6 +75,14 @@ class ObjectStore(Protocol):
         """Up to `length` bytes from `start`; shorter only at the object's end; None when there is no object."""
         ...
 
+    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
+        """The object's bytes in order, at most `block_bytes` at a time, by one request; None when there is no object.
+
+        What was read and dropped is never in memory as a whole. A transfer that breaks off goes on behind the last byte that was given; whether the
+        blocks make up the object that was meant is for the caller to check, by its hash.
+        """
+        ...
+
     def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
         """Up to `most_bytes` of an object that somebody else put into another bucket of the same store, or None.
 

@@ -17,6 +17,7 @@ from headwater.console import notes
 from headwater.logging_setup import set_up_logging
 from headwater.run_roles import Role, RoleName, RoleRunner, role, served_metrics
 from headwater.wiring import open_engines
+from query.one_heap import use_one_heap
 
 PROBE_PREFIX = "probe/"
 """Where a role that writes proves, before it begins, that the store honours conditions."""
@@ -75,6 +76,7 @@ def run_maintain(collection: Collections = None) -> None:
 @run_app.command("query")
 def run_query() -> None:
     """Query: serve searches over HTTP, for all collections."""
+    use_one_heap()
     _run(load_settings(), ("query",), None)
 
 

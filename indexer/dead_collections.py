@@ -19,6 +19,7 @@ from contracts.errors import HeadwaterError
 from contracts.manifest import object_version
 from contracts.object_keys import COLLECTIONS_PREFIX, CollectionKeys, name_prefix, parse_key
 from contracts.store import ObjectStore
+from indexer.dead_indexes import sweep_dead_indexes
 
 logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 600.0
@@ -76,7 +77,8 @@ def keep_sweeping(engines: Engines, stop: threading.Event) -> None:
     """Sweep now and then until `stop` is set."""
     while not stop.wait(min(SWEEP_SECONDS, max(1.0, engines.settings.gc_seconds / 4))):
         try:
-            for name, count in sweep_dead_collections(engines.store, engines.clock, engines.settings.gc_seconds).items():
-                engines.metrics.collected.labels(name, "deleted_collection").inc(count)
+            for kind, sweep in (("deleted_collection", sweep_dead_collections), ("dropped_index", sweep_dead_indexes)):
+                for name, count in sweep(engines.store, engines.clock, engines.settings.gc_seconds).items():
+                    engines.metrics.collected.labels(name, kind).inc(count)
         except HeadwaterError as error:
-            logger.warning("deleted collections are looked at again later: %s", error)
+            logger.warning("deleted collections and indexes are looked at again later: %s", error)

@@ -48,10 +48,19 @@ class Coder:
         Where they are found then.
     snapshot : callable
         The newest snapshot, which says what is gone.
+    is_starting : callable, optional
+        Whether the first load is under way: then nothing is made faster or anew, which would only take processors from it.
     """
 
-    def __init__(self, name: str, partitions: Mapping[int, Partition], indexes: FieldIndexes, snapshot: Callable[[], CollectionSnapshot]) -> None:
-        self._name, self._partitions, self._indexes, self._snapshot = name, partitions, indexes, snapshot
+    def __init__(
+        self,
+        name: str,
+        partitions: Mapping[int, Partition],
+        indexes: FieldIndexes,
+        snapshot: Callable[[], CollectionSnapshot],
+        is_starting: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._name, self._partitions, self._indexes, self._snapshot, self._is_starting = name, partitions, indexes, snapshot, is_starting
         self._wake = threading.Event()
         self._stopping = False
         self._failed: set[tuple[str, str]] = set()
@@ -88,7 +97,9 @@ class Coder:
             view = partition.view
             if view is not None:
                 self._code(partition, view)
-        for (field, _), index in self._indexes.all().items():
+        for (field, _), index in self._indexes.all().items() if not self._is_starting() else ():
+            if not self._stopping:
+                index.catch_up()
             if not self._stopping and index.graph_due:
                 index.build_graph()
             if not self._stopping:

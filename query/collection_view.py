@@ -96,33 +96,46 @@ class CollectionView:
         self._tail = TailReader(engines, record, self.index, self._partitions, self._notice, self._node.memory)
         self._indexes = FieldIndexes(engines.store, record, self.index)
         self._numbers = FieldNumbersCache()
-        self._coder = Coder(record.name, self._partitions, self._indexes, self.snapshot)
-        segments = SegmentLoader(self._node, self.index, record.attributes, self._indexes)
-        self._follower = ManifestFollower(
-            engines, record, self.index, self._partitions, segments, self._node.pool, self._tail.start_partition, self._coder.look
-        )
-        self._started = False
+        self._coder = Coder(record.name, self._partitions, self._indexes, self.snapshot, lambda: self._follower.starting)
+        self._segments = SegmentLoader(self._node, self.index, record.attributes, self._indexes)
+        self._follower = self._new_follower()
+        self._loads_early, self._started = True, False
         self._last: CollectionSnapshot | None = None
         self._error: HeadwaterError | None = None
+
+    def _new_follower(self) -> ManifestFollower:
+        look, pool = self._coder.look, self._node.pool
+        return ManifestFollower(self._engines, self.record, self.index, self._partitions, self._segments, pool, self._tail.start_partition, look)
 
     def _notice(self, partition: int, version: int) -> None:
         self._follower.notice(partition, version)
 
     def start(self) -> None:
-        """Check identities and start loading; called again, it tries again where identities did not match."""
+        """Check identities and start loading; called again, it tries again where identities did not match.
+
+        The first time, loading does not wait for the check, which takes as long as it takes to find and read the manifests. What is loaded is not
+        served before, and let go of where identities do not match; then nothing is loaded until they do.
+        """
         if self._started:
             return
+        if self._loads_early:
+            self._follower.start()
         try:
             check_identity(self._engines.log, self.record, self.index)
         except HeadwaterError as error:
             if self._error is None or str(self._error) != str(error):
                 logger.error("a collection cannot be served: %s", error, extra={"collection": self.record.name})
             self._error = error
+            if self._loads_early:
+                self._follower.stop(self._engines.settings.stop_seconds)
+                self._follower, self._loads_early = self._new_follower(), False
             return
         self._error, self._started = None, True
         self._tail.start()
         self._coder.start()
-        self._follower.start()
+        if not self._loads_early:
+            self._follower.start()
+        self._follower.serve()
 
     def stop(self) -> None:
         """End the threads; views that queries hold stay good."""

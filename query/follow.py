@@ -16,7 +16,7 @@ from math import inf
 from contracts.attributes import parse_time
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
-from contracts.errors import CorruptError, HeadwaterError
+from contracts.errors import CorruptError, HeadwaterError, UnavailableError
 from query.hot_load import PartitionLoader
 from query.load_pool import LoadPool
 from query.memory_budget import MemoryFullError
@@ -69,6 +69,7 @@ class ManifestFollower:
         self._busy: set[int] = set()
         self._errors: dict[int, str] = {}
         self._wake = threading.Condition()
+        self._may_serve = threading.Event()
         self._stopping = False
         self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"follow-{record.name}", daemon=True)
@@ -78,14 +79,26 @@ class ManifestFollower:
         """What stands in the way of partitions whose last load failed."""
         return dict(self._errors)
 
+    @property
+    def starting(self) -> bool:
+        """Whether a partition is being loaded that does not serve all of a manifest yet."""
+        with self._wake:
+            views = [self._partitions[number].view for number in self._busy]
+        return any(view is None or not view.loaded.complete for view in views)
+
     def start(self) -> None:
-        """Start the thread; it loads every partition at once."""
+        """Start the thread; it loads every partition at once, and serves none before `serve`."""
         self._thread.start()
+
+    def serve(self) -> None:
+        """Serve what is loaded from now on: the collection is what its record says."""
+        self._may_serve.set()
 
     def stop(self, timeout_seconds: float) -> None:
         """End the thread after the load that it is in."""
         with self._wake:
             self._stopping = True
+            self._may_serve.set()
             self._wake.notify_all()
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
@@ -151,13 +164,15 @@ class ManifestFollower:
         current = None if partition.view is None else partition.view.loaded
         whole = current is not None and current.complete  # then an answer that is whole but old is better than one that is new and has holes
         try:
-            loaded = self._loaders[number].load(current, None if whole else partial(self._serve, number, reads_tail=False))
+            loaded = self._loaders[number].load(current, None if whole else partial(self._progress, number))
         except CorruptError as error:
             logger.error("a manifest or segment is damaged; the old view is kept: %s", error, extra={"collection": name, "partition": number})
             self._engines.metrics.records.labels(name, "hot_load", "corrupt").inc()
             self._errors[number] = str(error)
             return  # only the poll tries again: the same bytes would be downloaded over and over
         except HeadwaterError as error:
+            if self._stopping:
+                return
             logger.warning("a manifest cannot be loaded now: %s", error, extra={"collection": name, "partition": number})
             self._errors[number] = str(error)
             if isinstance(error, MemoryFullError) and not whole and partition.view is not None:
@@ -171,7 +186,15 @@ class ManifestFollower:
                 self._observe(loaded.read.manifest.committed_at)
         self._errors.pop(number, None)
 
+    def _progress(self, number: int, loaded: LoadedManifest) -> None:
+        self._serve(number, loaded, reads_tail=False)
+        if self._stopping:
+            raise UnavailableError("the collection is not served any more", hint="ask another node")  # nobody needs the rest
+
     def _serve(self, number: int, loaded: LoadedManifest, reads_tail: bool) -> None:
+        self._may_serve.wait()
+        if self._stopping:
+            return
         if self._partitions[number].swap(loaded, reads_tail) is not None:
             self._start_partition(number)
         self._on_swap()

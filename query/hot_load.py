@@ -108,7 +108,7 @@ class PartitionLoader:
         missing = [entry for entry in reversed(manifest.segments) if entry.segment_id not in have]
         told_at = -PROGRESS_SECONDS
         try:
-            for entry, segment in self._opened(missing):
+            for entry, segment in self._opened(missing, current):
                 have[entry.segment_id] = segment
                 if on_progress is not None and monotonic() - told_at >= PROGRESS_SECONDS:
                     current = _loaded(read, have, deltas, current)
@@ -120,9 +120,11 @@ class PartitionLoader:
             raise
         return _loaded(read, have, deltas, current)
 
-    def _opened(self, missing: Sequence[SegmentEntry]) -> Iterator[tuple[SegmentEntry, LoadedSegment]]:
+    def _opened(self, missing: Sequence[SegmentEntry], current: LoadedManifest | None) -> Iterator[tuple[SegmentEntry, LoadedSegment]]:
         """Segments in the given order, opened many at once; one by one where memory runs out, so that older ones take no newer one's room."""
-        loads = [self._pool.submit(rank, partial(self._segments.load, entry)) for rank, entry in enumerate(missing)]
+        first_rank = 0 if current is None else 1  # who has nothing yet comes first
+        load = partial(self._segments.load, is_starting=current is None or not current.complete)
+        loads = [self._pool.submit(rank, partial(load, entry)) for rank, entry in enumerate(missing, first_rank)]
         try:
             for at, entry in enumerate(missing):
                 try:
@@ -130,7 +132,7 @@ class PartitionLoader:
                 except MemoryFullError:
                     _drop(loads)
                     for rest in missing[at:]:
-                        yield rest, self._segments.load(rest)
+                        yield rest, load(rest)
                     return
                 yield entry, segment
         except CancelledError:

@@ -1,5 +1,8 @@
 """The threads that load segments: of all partitions and collections of a node, the newest segment of each first.
 
+A partition that has nothing yet answers as soon as its first segment is there. Therefore that work has rank 0, and nothing else is begun while some
+of it is under way: beside it, others would take their share of network and processors, and the first answer would come as late as theirs.
+
 Takes: work with a rank. Gives: futures. Owns: the threads and the order. Never: lets one partition's hundred segments go before another's first.
 """
 
@@ -16,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class LoadPool:
-    """Work in the order of its rank, and of its arrival within a rank.
+    """Work in the order of its rank, and of its arrival within a rank; that of rank 0 alone.
 
     Parameters
     ----------
@@ -30,6 +33,7 @@ class LoadPool:
         self._queue: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []
         self._arrivals = count()
         self._idle = 0
+        self._first = 0  # works of rank 0 that are under way
         self._closed = False
         self._wake = threading.Condition()
 
@@ -61,14 +65,22 @@ class LoadPool:
         while True:
             with self._wake:
                 self._idle += 1
-                while not self._queue and not self._closed:
+                while not self._may_begin() and not self._closed:
                     self._wake.wait()
                 self._idle -= 1
                 if not self._queue:
                     return
-                _, _, future, work = heapq.heappop(self._queue)
+                rank, _, future, work = heapq.heappop(self._queue)
+                self._first += rank == 0
             _do(future, work)
             del future, work  # while this thread waits, it must not keep what it loaded last
+            if rank == 0:
+                with self._wake:
+                    self._first -= 1
+                    self._wake.notify_all()
+
+    def _may_begin(self) -> bool:
+        return bool(self._queue) and (self._queue[0][0] == 0 or not self._first)
 
 
 def _do(future: Future[Any], work: Callable[[], Any]) -> None:

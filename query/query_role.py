@@ -52,19 +52,19 @@ def run_query(engines: Engines, stop: threading.Event, on_ready: Callable[[int],
     HeadwaterError
         The server or a collection's thread ended by mistake.
     """
+    spare_the_collector()
     listening = bind(engines.settings)
     collections = Collections(engines)
-    decoding = DecodePool(engines.settings)  # of its own: a question does not wait behind what is being indexed; starts at the first picture
-    pipeline = Pipeline(engines, decoding)
     try:
+        collections.start()  # first: they are listed and loaded while the server is put together
+        decoding = DecodePool(engines.settings)  # of its own: a question does not wait behind what is being indexed; starts at the first picture
+        pipeline = Pipeline(engines, decoding)
         with decoding, ThreadPoolExecutor(engines.settings.query_threads, thread_name_prefix="search") as pool:
             server = uvicorn.Server(_config(engines, build_app(engines, collections, pipeline, pool)))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="http", daemon=True)
             warm = threading.Thread(target=_warm, args=(collections, pipeline, stop), name="warm", daemon=True)
             for started in (thread, warm):
                 started.start()
-            collections.start()
-            spare_the_collector()
             try:
                 _await_start(server, thread, stop)
                 if server.started and on_ready is not None:
@@ -76,8 +76,8 @@ def run_query(engines: Engines, stop: threading.Event, on_ready: Callable[[int],
             finally:
                 server.should_exit = True
                 thread.join(engines.settings.stop_seconds)
-                collections.stop()
     finally:
+        collections.stop()
         listening.close()
 
 
@@ -135,6 +135,8 @@ def _config(engines: Engines, app: Any) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=max(1, int(engines.settings.stop_seconds)),
         backlog=BACKLOG,
+        ws="none",  # there are no web sockets, and looking for a library of them takes as long as listing the collections
+        lifespan="off",
     )
 
 

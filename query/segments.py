@@ -29,7 +29,7 @@ from query.node import Node
 from query.parts import CodedColumn, CodedSpan, Coding, Column, Part, RowColumns, VectorColumn
 from query.texts import Texts
 from vectors.flat import as_float32
-from vectors.inverted_lists import read_lists
+from vectors.inverted_lists import StoredLists
 from vectors.quantizer import Quantizer
 
 ROW_BYTES = 64
@@ -101,8 +101,15 @@ class SegmentLoader:
     def __init__(self, node: Node, index: IndexRecord, attributes: Mapping[str, str], indexes: FieldIndexes) -> None:
         self._node, self._index, self._schema, self._indexes = node, index, rows_schema(attributes), indexes
 
-    def load(self, entry: SegmentEntry) -> LoadedSegment:
+    def load(self, entry: SegmentEntry, *, is_starting: bool = False) -> LoadedSegment:
         """Get, check and open a segment; coded fields are in their logical indexes when this returns.
+
+        Parameters
+        ----------
+        entry : SegmentEntry
+            What the manifest says of it.
+        is_starting : bool
+            Its partition does not serve all of a manifest yet: searches may wait for it.
 
         Raises
         ------
@@ -122,7 +129,7 @@ class SegmentLoader:
         if rows.batch.num_rows != entry.rows:
             raise CorruptError(f"{where.key}: {rows.batch.num_rows} rows, the manifest says {entry.rows}")
         batch = rows.batch if rows.batch.schema.equals(self._schema) else conform(rows.batch, self._schema, where.key)
-        vectors = {field.name: self._column(parts[field.name], field, entry) for field in self._index.fields}
+        vectors = {field.name: self._column(parts[field.name], field, entry, is_starting) for field in self._index.fields}
         texts, filters = Texts(batch.column("id")), FilterIndex(batch, rows.ids)
         return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts, texts, filters)
 
@@ -130,7 +137,7 @@ class SegmentLoader:
         part = entry.parts.get(FIELD_PART_PREFIX + field.name)
         return None if part is None else read_field_part(self._node.cache.open(part), field, part.key)
 
-    def _column(self, part: FieldPart | CodedPart | None, field: FieldRecord, entry: SegmentEntry) -> Column:
+    def _column(self, part: FieldPart | CodedPart | None, field: FieldRecord, entry: SegmentEntry, is_starting: bool) -> Column:
         if part is None:  # written before the field was added, or no row has it
             return VectorColumn(np.zeros((0, field.dimension), np.float32), np.zeros(0, np.uint32))
         where = entry.parts[FIELD_PART_PREFIX + field.name].key
@@ -143,7 +150,8 @@ class SegmentLoader:
         index = self._indexes.get(field.name, part.generation)
         check_quantizer(part, index.quantizer, where)
         places = None if rows is None else rows.astype(np.int64)
-        lease = index.add_segment(entry.rows, lambda: read_lists(part.lists, index.quantizer, part.rows, where), part.refine, places)
+        lists = StoredLists(part.lists, index.quantizer, part.rows, where)
+        lease = index.add_segment(entry.rows, lists, part.refine, places, alone=is_starting)
         recall = {int(nprobe): float(share) for nprobe, share in part.statistics.get("recall", {}).items()}
         return CodedColumn(Coding(index, (CodedSpan(lease, 0, entry.rows),), recall), rows)
 

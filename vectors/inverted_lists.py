@@ -65,13 +65,13 @@ def write_lists(lists: faiss.InvertedLists) -> bytes:
     return data
 
 
-def read_lists(data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.integer[Any]], where: str) -> faiss.IndexIVFPQ:
-    """Read the bytes of `write_lists`, which were compared with their sha256.
+class StoredLists:
+    """A section of lists whose sizes and ids were checked; the bytes stay where they are.
 
     Parameters
     ----------
     data : bytes or memoryview
-        The section; it is copied.
+        The section, as `write_lists` made it; compared with its sha256.
     quantizer : Quantizer
         Of the part's generation.
     ids : NDArray[np.integer]
@@ -79,27 +79,59 @@ def read_lists(data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.i
     where : str
         Names the object in errors.
 
-    Returns
-    -------
-    faiss.IndexIVFPQ
-        An index of the generation that owns the lists (faiss hands them out without an owner); ``other.merge_from(index, 0)`` moves them elsewhere.
-
     Raises
     ------
     CorruptError
         A size differs, the bytes end early or late, or the lists hold other ids.
     """
-    view, vectors = _checked(data, quantizer, ids, where)[0], len(ids)
-    reader = faiss.VectorIOReader()
-    faiss.copy_array_to_vector(np.frombuffer(view, np.uint8), reader.data)
-    return holding(quantizer, faiss.read_InvertedLists(reader), vectors, owns=True)
+
+    def __init__(self, data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.integer[Any]], where: str) -> None:
+        self._view, self._quantizer = memoryview(data).cast("B"), quantizer
+        self._found = list_sizes(self._view, quantizer.nlist, quantizer.code_bytes, where)
+        self._code_bytes, self.rows = quantizer.code_bytes, int(self._found.sizes.sum())
+        if self._found.start + self.rows * (self._code_bytes + _ID_BYTES) != len(self._view) or self.rows != len(ids):
+            raise CorruptError(f"{where}: the lists hold {self.rows} vectors in {len(self._view)} bytes, the part says {len(ids)} vectors")
+        if not _are(self._ids(self._view)[self._id_places()], ids):
+            raise CorruptError(f"{where}: the lists hold other rows than the part")
+
+    def copy_into(self, lists: Any, first_id: int) -> None:
+        """Add all entries to other inverted lists of the generation, their ids raised by `first_id`; mostly without the interpreter's lock."""
+        if not self.rows:
+            return
+        raised = np.frombuffer(self._view, np.uint8).copy()
+        self._ids(raised.data)[self._id_places()] += first_id
+        kind: Any = faiss  # its stubs lack the class
+        entries = faiss.read_InvertedLists(kind.ZeroCopyIOReader(faiss.swig_ptr(raised), len(raised)))  # its lists point into `raised`
+        owner: Any = holding(self._quantizer, entries, self.rows, owns=True)  # faiss hands them out without one
+        owner.invlists.copy_subset_to(lists, owner.invlists.SUBSET_TYPE_INVLIST, 0, lists.nlist)
+
+    def _ids(self, view: memoryview) -> NDArray[np.int64]:
+        """The eight bytes at every place of the section as a number: codes and ids lie behind each other, at any place."""
+        return np.ndarray(len(view) - _ID_BYTES + 1, "<i8", view, strides=(1,))
+
+    def _id_places(self) -> NDArray[np.int64]:
+        """Where the ids lie in the section, shape (n,), list after list."""
+        sizes = self._found.sizes
+        codes_before = self._found.start + self._code_bytes * np.repeat(np.cumsum(sizes), sizes)
+        places: NDArray[np.int64] = codes_before + _ID_BYTES * np.arange(self.rows)
+        return places
+
+
+def read_lists(data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.integer[Any]], where: str) -> faiss.IndexIVFPQ:
+    """An index of the generation that owns a copy of stored lists; parameters and errors as `StoredLists`, with `ids` of shape (n,)."""
+    stored, index = StoredLists(data, quantizer, ids, where), quantizer.new_index()
+    stored.copy_into(index.invlists, 0)
+    index.ntotal = stored.rows
+    return index
 
 
 def unpack_lists(
     data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.integer[Any]], where: str
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """List numbers, shape (n,), and codes, shape (n, code_bytes), in the order of `ids`; parameters and errors as `read_lists`."""
-    view, found = _checked(data, quantizer, ids, where)
+    """List numbers, shape (n,), and codes, shape (n, code_bytes), in the order of `ids`; parameters and errors as `StoredLists`."""
+    StoredLists(data, quantizer, ids, where)
+    view = memoryview(data).cast("B")
+    found = list_sizes(view, quantizer.nlist, quantizer.code_bytes, where)
     stored, width = np.frombuffer(view, np.uint8), quantizer.code_bytes
     numbers, codes = np.empty(len(ids), np.int64), np.empty((len(ids), width), np.uint8)
     at = found.start
@@ -112,15 +144,18 @@ def unpack_lists(
     return numbers, codes
 
 
-def _checked(data: bytes | memoryview, quantizer: Quantizer, ids: NDArray[np.integer[Any]], where: str) -> tuple[memoryview, ListSizes]:
-    view = memoryview(data).cast("B")
-    found = list_sizes(view, quantizer.nlist, quantizer.code_bytes, where)
-    vectors = int(found.sizes.sum())
-    if found.start + vectors * (quantizer.code_bytes + _ID_BYTES) != len(view) or vectors != len(ids):
-        raise CorruptError(f"{where}: the lists hold {vectors} vectors in {len(view)} bytes, the part says {len(ids)} vectors")
-    if not np.array_equal(np.sort(stored_ids(view, found, quantizer.code_bytes)), ids):
-        raise CorruptError(f"{where}: the lists hold other rows than the part")
-    return view, found
+def _are(found: NDArray[np.int64], ids: NDArray[np.integer[Any]]) -> bool:
+    """Whether ids, shape (n,), are these, shape (n,), ascending, in any order."""
+    if not len(ids):
+        return True
+    first, last = int(ids[0]), int(ids[-1])
+    if last - first >= 8 * len(ids):  # few rows of many have a vector
+        return bool(np.array_equal(np.sort(found), ids))
+    if int(found.min()) < first or int(found.max()) > last:
+        return False
+    met = np.zeros(last - first + 1, np.bool_)
+    met[found - first] = True
+    return int(np.count_nonzero(met)) == len(ids) and bool(met[ids - ids[0]].all())
 
 
 def holding(quantizer: Quantizer, lists: faiss.InvertedLists, vectors: int, *, owns: bool) -> faiss.IndexIVFPQ:
@@ -159,13 +194,3 @@ def list_sizes(view: memoryview, nlist: int, code_bytes: int, where: str) -> Lis
     sizes = np.zeros(nlist, np.int64)
     sizes[lists.astype(np.int64)] = given.astype(np.int64)
     return ListSizes(sizes, start)
-
-
-def stored_ids(view: memoryview, found: ListSizes, code_bytes: int) -> NDArray[np.int64]:
-    """Ids of all lists, shape (n,), list after list; the sizes were compared with the section's."""
-    data = np.frombuffer(view, np.uint8)[found.start :]
-    sizes = found.sizes[found.sizes > 0]
-    ends = np.cumsum(sizes * (code_bytes + _ID_BYTES))
-    chosen = [data[end - size * _ID_BYTES : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
-    ids: NDArray[np.int64] = (np.concatenate(chosen) if chosen else data[:0]).view("<i8")
-    return ids.astype(np.int64, copy=False)

@@ -13,7 +13,7 @@ import threading
 import weakref
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vectors import coarse_graph
+from vectors.inverted_lists import StoredLists
 from vectors.quantizer import EncodedRows, Quantizer
 from vectors.rebuild_policy import fits_whole, rebuild_due
 from vectors.refine_arena import RefineArena
@@ -55,11 +56,10 @@ class Lease:
 
 @dataclass(slots=True, eq=False)
 class _Segment(_Piece):
-    open_lists: Callable[[], Any] = field(kw_only=True)
-    opened: list[Any] = field(kw_only=True)
+    stored: StoredLists = field(kw_only=True)
 
     def add_to(self, lists: Lists) -> None:
-        lists.add_index(self.opened.pop() if self.opened else self.open_lists(), self.numbers.start)
+        lists.add_stored(self.stored, self.numbers.start)
 
 
 @dataclass(slots=True, eq=False)
@@ -139,26 +139,27 @@ class LogicalIndex:
         return Tiers(big, LeftRight(left, right), self._searching)
 
     # ---- what comes in --------------------------------------------------------------------------------------------
-    def add_segment(self, rows: int, open_lists: Callable[[], Any], refine: NDArray[np.uint8], places: NDArray[np.int64] | None = None) -> Lease:
+    def add_segment(
+        self, rows: int, stored: StoredLists, refine: NDArray[np.uint8], places: NDArray[np.int64] | None = None, *, alone: bool = False
+    ) -> Lease:
         """Take in a segment's lists; findable when this returns, by whoever allows their numbers.
 
         Parameters
         ----------
         rows : int
             Rows of the segment, with or without a vector: row r has the number ``lease.numbers.start + r``.
-        open_lists : callable
-            Gives an index with a fresh copy of the lists, whose ids are rows of the segment; called now, and again when tiers are made anew. What it
-            raises now comes out here, and nothing was changed.
+        stored : StoredLists
+            Its lists, whose ids are rows of the segment; they are copied now, and again when tiers are made anew.
         refine : NDArray[np.uint8]
             shape (m, refine_bytes): refine codes of the rows that have a vector. Those of a mapped file are not copied where they begin at a page.
         places : NDArray[np.int64], optional
             shape (m,), the row of each refine code; code i is that of row i where it is None.
+        alone : bool
+            Searches may wait while the lists are copied, for some milliseconds; the second copy is left to `catch_up`.
         """
-        opened = [open_lists()]
-        vectors = int(opened[0].ntotal)
         numbers = self.numbers.allocate(rows)
         mapped = self._arena.place(None if places is None else places + numbers.start, numbers, refine)
-        return self._add(_Segment(numbers, vectors, True, open_lists=open_lists, opened=opened), mapped)
+        return self._add(_Segment(numbers, stored.rows, True, stored=stored), mapped, alone=alone)
 
     def add_rows(self, rows: int, encoded: EncodedRows, places: NDArray[np.int64] | None = None) -> Lease:
         """Take in rows that were coded here because their segment has no lists of this generation.
@@ -192,11 +193,11 @@ class LogicalIndex:
             piece.rows = stop
             self.tiers.small.write(lambda lists: piece.add_some(lists, start, stop))
 
-    def _add(self, piece: _Piece, mapped: bool) -> Lease:
+    def _add(self, piece: _Piece, mapped: bool, *, alone: bool = False) -> Lease:
         lease = Lease(piece.numbers, mapped)
         with self._writing:
             if piece.rows:
-                self.tiers.small.write(piece.add_to)
+                (self.tiers.small.write_alone if alone else self.tiers.small.write)(piece.add_to)
             self._pieces.append(piece)
         weakref.finalize(lease, self._let_go.append, piece).atexit = False
         return lease
@@ -219,6 +220,12 @@ class LogicalIndex:
         return {"big": tiers.big.size_bytes, "small": tiers.small.size_bytes}
 
     # ---- made faster, and made anew ----------------------------------------------------------------------------------------------
+    def catch_up(self) -> None:
+        """Make the second copy of what was added `alone`, which else the next change waits for."""
+        with self._writing:
+            if self.tiers.small.is_behind:
+                self.tiers.small.catch_up()
+
     @property
     def graph_due(self) -> bool:
         """Whether finding lists would pay a graph that is not there."""

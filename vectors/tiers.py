@@ -3,6 +3,7 @@
 The big tier, where there is one, never changes. The small one exists twice (left and right, after Ramalhete and Correia,
 https://concurrencyfreaks.blogspot.com/2013/12/left-right-concurrency-control.html): readers pin the active copy, a writer changes the other one,
 makes it the active one, and brings the first up to date before its next change. A reader waits for nobody, a writer for the readers of one copy.
+While an index is loaded for the first time, readers wait for each piece instead, and the second copy is made when everything is there.
 
 Both tiers are searched by one call over stacked lists, so that a query computes its table of distances once; the same call refines what it finds.
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from vectors import coarse_graph
 from vectors.flat import one_thread
+from vectors.inverted_lists import StoredLists
 
 NUMBER_BYTES = 8
 """Of a row number, beside each code."""
@@ -63,9 +65,10 @@ class Lists:
         numbers = np.ascontiguousarray(numbers)
         self.index.add_sa_codes_c(len(codes), swig_ptr(entries), swig_ptr(numbers))
 
-    def add_index(self, index: Any, first_number: int) -> None:
-        """Move in a segment's lists out of an index whose ids are its rows; it is empty afterwards."""
-        self.index.merge_from(index, first_number)
+    def add_stored(self, stored: StoredLists, first_number: int) -> None:
+        """Copy in a segment's lists, whose ids are its rows."""
+        stored.copy_into(self.index.invlists, first_number)
+        self.index.ntotal += stored.rows
 
     def remove(self, numbers: NDArray[np.uint8]) -> int:
         """Take out rows whose numbers are in a bitmap, shape (b,); how many there were."""
@@ -86,6 +89,7 @@ class LeftRight:
         self._active = 0
         self._readers = [0, 0]
         self._missed: list[Change] = []
+        self._is_closed = False
         self._turn = threading.Condition()
 
     @property
@@ -101,6 +105,8 @@ class LeftRight:
     def pin(self) -> int:
         """Take the active side for reading; `unpin` must follow."""
         with self._turn:
+            while self._is_closed:
+                self._turn.wait()
             side = self._active
             self._readers[side] += 1
             return side
@@ -114,16 +120,43 @@ class LeftRight:
 
     def write(self, change: Change) -> None:
         """Apply a change; readers that pin after this has returned see it."""
+        idle = self._catch_up()
+        change(self.sides[idle])
+        self._missed = [change]
+        with self._turn:
+            self._active = idle
+
+    def write_alone(self, change: Change) -> None:
+        """Apply a change to the active side while readers wait; the other side misses it until the next `write` or `catch_up`."""
+        with self._turn:
+            self._is_closed = True
+            while self._readers[self._active]:
+                self._turn.wait()
+        try:
+            change(self.sides[self._active])
+            self._missed.append(change)
+        finally:
+            with self._turn:
+                self._is_closed = False
+                self._turn.notify_all()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the idle side misses more than the last change."""
+        return len(self._missed) > 1
+
+    def catch_up(self) -> None:
+        """Bring the idle side up to date."""
+        self._catch_up()
+
+    def _catch_up(self) -> int:
         idle = 1 - self._active
         with self._turn:
             while self._readers[idle]:
                 self._turn.wait()
         while self._missed:
             self._missed.pop(0)(self.sides[idle])
-        change(self.sides[idle])
-        self._missed = [change]
-        with self._turn:
-            self._active = idle
+        return idle
 
 
 class Allowed:

@@ -34,8 +34,9 @@ class CollectionCatalog:
     def name(self, name: str) -> NameRecord | None:
         """Newest version of a name, deleted ones included; None for a name that was never used."""
         version = self._newest(name_prefix(name))
-        if version == 0:
-            return None
+        return None if version == 0 else self._version(name, version)
+
+    def _version(self, name: str, version: int) -> NameRecord:
         key = name_key(name, version)
         found = self.store.get(key)
         if found is None:
@@ -45,7 +46,9 @@ class CollectionCatalog:
 
     def find(self, name: str) -> CollectionRecord | None:
         """The live collection of that name (aliases followed once), or None."""
-        record = self.name(name)
+        return self._of(self.name(name))
+
+    def _of(self, record: NameRecord | None) -> CollectionRecord | None:
         if record is not None and record.alias is not None:
             record = self.name(record.alias)
         if record is None or record.deleted or record.incarnation is None:
@@ -79,8 +82,12 @@ class CollectionCatalog:
 
     def list(self) -> list[CollectionRecord]:
         """All live collections, by name."""
-        names = sorted({parsed.fields["name"] for info in self.store.list(NAMES_PREFIX) if (parsed := parse_key(info.key)) is not None})
-        found = (self.find(name) for name in names)
+        newest: dict[str, int] = {}
+        for info in self.store.list(NAMES_PREFIX):
+            if (parsed := parse_key(info.key)) is not None:
+                name = parsed.fields["name"]
+                newest[name] = max(newest.get(name, 0), object_version(info.key))
+        found = (self._of(self._version(name, version)) for name, version in newest.items())
         unique = {record.incarnation: record for record in found if record is not None}
         return sorted(unique.values(), key=lambda record: record.name)
 

@@ -189,6 +189,27 @@ def test_reads_are_repeated_over_errors_resets_and_short_bodies_and_counted(serv
     assert metrics.registry.get_sample_value("headwater_store_requests_total", {"op": "get", "outcome": "retried"}) == 3.0
 
 
+def test_blocks_go_on_behind_the_last_byte_that_came_where_a_transfer_breaks_off(server: ScriptedServer) -> None:
+    store = server.open_store()
+    cut, rest = answer(200, b"01234", announced=10), answer(206, b"56789")
+    server.script += [error(503, "SlowDown"), cut, error(503, "SlowDown"), answer(200, b"0123456789"), rest]
+    blocks = store.blocks("k", 3)
+    assert blocks is not None
+    assert list(blocks) == [b"012", b"34", b"567", b"89"]
+    store.close()
+    assert [request.headers.get("range") for request in server.requests] == [None, None, "bytes=5-", "bytes=5-", "bytes=5-"]
+
+
+def test_a_transfer_that_breaks_off_again_and_again_is_unavailable(server: ScriptedServer) -> None:
+    store = server.open_store()
+    server.script += [answer(200, b"0", announced=100), *[answer(206, b"", announced=99)] * 20]
+    blocks = store.blocks("k", 10)
+    assert blocks is not None
+    with pytest.raises(UnavailableError, match="8 attempts"):
+        list(blocks)
+    store.close()
+
+
 @pytest.mark.parametrize("call", [lambda store: store.get("k"), lambda store: store.get_range("k", 0, 1), lambda store: store.delete("k")])
 def test_a_missing_bucket_is_not_taken_for_a_missing_object(server: ScriptedServer, call: Callable[[S3Store], object]) -> None:
     store = server.open_store()

@@ -133,6 +133,21 @@ def test_a_range_is_cut_at_the_objects_end(store: ObjectStore, base: str) -> Non
             store.get_range(key, start, length)
 
 
+def test_an_object_comes_in_blocks_of_the_size_that_is_asked_for(store: ObjectStore, base: str) -> None:
+    data = secrets.token_bytes(100_000)
+    store.put_if_absent(f"{base}/some", data)
+    store.put_if_absent(f"{base}/empty", b"")
+    for block_bytes in (999, 40_000, 50_000, 100_000, 10**6):
+        blocks = list(store.blocks(f"{base}/some", block_bytes) or ())
+        assert b"".join(blocks) == data
+        assert [len(block) for block in blocks[:-1]] == [block_bytes] * (len(blocks) - 1)
+    found = store.blocks(f"{base}/empty", 10)
+    assert found is not None and list(found) == []
+    assert store.blocks(f"{base}/nothing", 10) is None
+    with pytest.raises(SettingsError):
+        store.blocks("../x", 10)
+
+
 def test_head_tells_size_tag_and_time_as_the_listing_does(store: ObjectStore, base: str) -> None:
     key = f"{base}/sized"
     store.put_if_absent(key, b"x" * 1234)

@@ -54,6 +54,8 @@ def test_ids_that_share_the_high_word_of_their_hash_are_told_apart(stored: list[
     index = IdIndex.of(np.array(stored, np.uint64).reshape(-1, 2))
     found = index.find(np.array(asked, np.uint64).reshape(-1, 2))
     assert found.tolist() == [stored.index(pair) if pair in stored else -1 for pair in asked]
+    as_stored = IdIndex(index.hashes.astype(">u8"), index.rows)
+    assert as_stored.find(np.array(asked, np.uint64).reshape(-1, 2)).tolist() == found.tolist()
 
 
 def test_the_hash_of_an_id_is_blake2b_of_16_bytes_in_two_big_endian_words() -> None:

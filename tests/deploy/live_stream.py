@@ -93,7 +93,9 @@ def stream(site: Site, made: CollectionRecord, url: str, stop: threading.Event) 
 @contextmanager
 def live_stream(folder: Path) -> Iterator[tuple[str, str]]:
     """Everything running; gives the addresses of Prometheus and of Headwater's metrics."""
-    with open_site("sqlite", folder, seal_seconds=1.0, archive_seconds=1.0, query_poll_seconds=5.0, train_rows=300) as site:
+    with open_site(
+        "sqlite", folder, seal_seconds=1.0, archive_seconds=1.0, query_poll_seconds=5.0, train_rows=300, maintain_seconds=1.0, gc_seconds=10.0
+    ) as site:
         with site.engines() as engines:
             made = create_collection(engines, CollectionRequest("live", [vector_field(f"v:{DIMENSION}")], partitions=2))
         with running(site, "up") as processes:

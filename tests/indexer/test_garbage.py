@@ -13,6 +13,7 @@ from ulid import ULID
 from backends.catalog.admin import delete_collection
 from backends.catalog.archive import archive_chain
 from backends.catalog.collections import CollectionCatalog
+from backends.catalog.indexes import add_index, drop_index
 from backends.catalog.manifests import VersionChain
 from backends.catalog.pins import CLOCK_SECONDS, pin_version, read_pins
 from contracts.errors import FencedError, SnapshotError
@@ -22,6 +23,7 @@ from indexer import garbage
 from indexer.commit import Committer
 from indexer.compactor import PartitionCompactor
 from indexer.dead_collections import sweep_dead_collections
+from indexer.dead_indexes import sweep_dead_indexes
 from indexer.garbage import collect_archive
 from indexer.partition_archiver import ensure_archive
 from tests.indexer.conftest import make_collection
@@ -440,3 +442,27 @@ def test_a_collection_that_has_no_name_yet_is_being_created(site: Site) -> None:
     site.store.put_if_absent(keys.version(1), site.collection.to_bytes())
     site.clock.advance(1000 * KEEP_SECONDS)
     assert sweep_dead_collections(site.store, site.clock, KEEP_SECONDS) == {} and site.store.get(keys.version(1)) is not None
+
+
+def test_a_dropped_index_goes_with_all_its_objects_and_the_one_that_answers_stays(site: Site) -> None:
+    site.commit(*up("a"))
+    record = add_index(site.engines, site.collection, {0: 0})
+    name, keys = record.name, CollectionKeys(record.name, record.incarnation)
+    old, begun = (keys.index(index.name) for index in record.indexes)
+    site.store.put_if_absent(keys.index("begun-now").partition(0).part("b", 1, str(ULID()), "rows"), b"of an index that the record will name")
+    kept = [info.key for info in site.store.list(old.prefix)]
+
+    def sweep() -> dict[str, int]:
+        return sweep_dead_indexes(site.store, site.clock, KEEP_SECONDS)
+
+    site.clock.advance(2 * KEEP_SECONDS)
+    assert sweep() == {}, "it is in use"
+    drop_index(site.engines, record, begun.index)
+    assert sweep() == {}, "a query node may still load it"
+    site.clock.advance(KEEP_SECONDS)
+    objects = len(list(site.store.list(begun.prefix)))
+    assert objects > 0 and sweep() == {name: objects} and list(site.store.list(begun.prefix)) == []
+    site.store.put_if_absent(begun.partition(0).part("b", 1, str(ULID()), "rows"), b"of a builder that does not know")
+    assert sweep() == {name: 1}
+    assert [info.key for info in site.store.list(old.prefix)] == kept
+    assert len(list(site.store.list(keys.index("begun-now").prefix))) == 1

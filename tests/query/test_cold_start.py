@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from backends.memory_store import MemoryStore
+from contracts.errors import UnavailableError
 from contracts.store import StoredObject
+from query import collection_view
 from query.collection_view import CollectionView
 from tests.query.conftest import caught_up, ids_of, wait_until
 from tests.query.served import serve
@@ -90,6 +93,64 @@ def test_the_newest_segment_answers_first_and_coverage_says_what_is_missing(gate
     wait_until(lambda: view.ready and caught_up(view, gated))
     assert len(ids_of(view.snapshot())) == 3 * ROWS + 1 and view.state()["coverage"] == 1.0
     assert len(ids_of(snapshot)) == ROWS
+
+
+def test_segments_are_loaded_while_identities_are_checked_and_nothing_is_served_before(
+    gated: Writer, opened: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, checking, checked = gated.engines.store, threading.Event(), threading.Event()
+    assert isinstance(store, Gated)
+
+    def check(*_: object) -> None:
+        checking.set()
+        assert checked.wait(10)
+
+    monkeypatch.setattr("query.collection_view.check_identity", check)
+    view = CollectionView(gated.engines, gated.record)
+    starting = threading.Thread(target=view.start)
+    starting.start()
+    try:
+        assert checking.wait(5)
+        wait_until(lambda: len(store.asked) >= 2)
+        with pytest.raises(UnavailableError, match="being loaded"):
+            view.snapshot()
+        assert view.state()["coverage"] == 0
+        checked.set()
+        wait_until(lambda: view.ready and caught_up(view, gated))
+    finally:
+        checked.set()
+        starting.join()
+        view.stop()
+
+
+def test_where_identities_do_not_match_what_was_loaded_goes_and_nothing_more_is_loaded_until_they_do(
+    gated: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real, wrong = gated.engines.store, collection_view.check_identity, [True]
+    assert isinstance(store, Gated)
+
+    def check(*about: object) -> None:
+        if wrong[0]:
+            wait_until(lambda: len(store.asked) == 6 or not wrong[0])
+            raise UnavailableError("another cluster", code="identity_mismatch")
+        real(*about)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("query.collection_view.check_identity", check)
+    view = CollectionView(gated.engines, gated.record)
+    try:
+        view.start()
+        with pytest.raises(UnavailableError, match="another cluster"):
+            view.snapshot()
+        gc.collect()
+        wait_until(lambda: view._node.memory.used_bytes == 0)
+        view.start()
+        assert len(store.asked) == 6 and not view.ready
+        wrong[0] = False
+        view.start()
+        wait_until(lambda: view.ready and caught_up(view, gated))
+        assert len(ids_of(view.snapshot())) == 3 * ROWS + 1 and len(store.asked) == 6, "the files were there"
+    finally:
+        view.stop()
 
 
 def test_a_segment_is_downloaded_once_for_all_starts(gated: Writer, opened: Start) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -52,6 +55,24 @@ def test_work_of_lower_rank_goes_first_and_within_a_rank_what_came_first() -> No
     pool.close()
 
 
+def test_nothing_else_is_begun_while_work_of_the_first_rank_is_under_way() -> None:
+    pool, gate, begun, done = LoadPool(4), threading.Event(), threading.Semaphore(0), []
+    first = [pool.submit(0, lambda: begun.release() or gate.wait(5)) for _ in range(2)]
+    for _ in first:
+        assert begun.acquire(timeout=5)
+    later = [pool.submit(rank, lambda rank=rank: done.append(rank)) for rank in (2, 1)]
+    assert pool.submit(0, lambda: "at once").result(5) == "at once"
+    threading.Event().wait(0.05)
+    assert done == [], "two threads are idle"
+    gate.set()
+    for work in (*first, *later):
+        work.result(5)
+    assert sorted(done) == [1, 2]
+    failing = pool.submit(0, lambda: 1 / 0)
+    assert pool.submit(1, lambda: "goes on").result(5) == "goes on" and failing.exception(5) is not None
+    pool.close()
+
+
 def test_as_many_threads_work_at_once_as_there_are_and_errors_come_out_where_results_are_asked_for() -> None:
     pool, barrier = LoadPool(3), threading.Barrier(3)
     works = [pool.submit(0, lambda: barrier.wait(5)) for _ in range(3)]
@@ -68,3 +89,39 @@ def test_a_closed_pool_cancels_what_waits() -> None:
     pool.close()
     gate.set()
     assert running.result(5) and waiting.cancelled() and pool.submit(0, lambda: None).cancelled()
+
+
+HEAPS = """
+import ctypes, sys, threading
+import numpy as np
+from query.one_heap import use_one_heap
+if sys.argv[1] == "one":
+    use_one_heap()
+held, barrier = [], threading.Barrier(6)
+def hold():
+    barrier.wait(5)
+    held.extend(np.ones(2000 + at) for at in range(200))
+    barrier.wait(5)
+threads = [threading.Thread(target=hold) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+library = ctypes.CDLL(None)
+library.fopen.restype = ctypes.c_void_p
+library.fopen.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+library.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+library.fclose.argtypes = [ctypes.c_void_p]
+file = library.fopen(b"/dev/stdout", b"w")
+library.malloc_info(0, file)
+library.fclose(file)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="another C library has other heaps")
+def test_threads_share_the_main_heap() -> None:
+    def heaps(kind: str) -> int:
+        found = subprocess.run([sys.executable, "-c", HEAPS, kind], capture_output=True, text=True, check=True)
+        return found.stdout.count("<heap nr=")
+
+    assert heaps("one") < heaps("many")

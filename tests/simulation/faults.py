@@ -10,12 +10,23 @@ from tests.simulation.baton import Process, Scheduler, Task
 
 KILL_SHARE = 0.0015
 """Steps of a worker or node at which it is killed, whatever it was about to do."""
-KILLABLE = frozenset(("embed", "build", "node", "maintain"))
+KILLABLE = frozenset(("embed", "build", "node", "maintain", "archive"))
 CRASH_POINTS = tuple(
     f"{request}{moment}"
     for request in (
-        *("put manifest", "put rows", "put field", "put ledger", "put deletes", "get manifest", "get boundary", "list manifest", "get rows"),
-        *("swap gc", "delete manifest", "delete rows", "delete deletes", "delete ledger"),
+        *(
+            "put manifest",
+            "put rows",
+            "put field",
+            "put ledger",
+            "put deletes",
+            "put tar",
+            "get manifest",
+            "get boundary",
+            "list manifest",
+            "get rows",
+        ),
+        *("swap gc", "delete manifest", "delete rows", "delete deletes", "delete ledger", "delete tar"),
         *("send vectors", "send dead-letter", "send notice", "poll media", "poll vectors", "commit offset"),
     )
     for moment in (("", ", answered") if request.split()[0] in ("put", "swap", "send") else ("",))

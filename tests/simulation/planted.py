@@ -14,12 +14,15 @@ from pyroaring import BitMap
 
 import indexer.compacted_deletes
 import indexer.garbage
+import indexer.partition_archiver
+from backends.catalog.archive import ArchiveChain
 from backends.catalog.manifests import VersionChain
+from contracts.archive_manifest import ArchiveManifest
 from contracts.chain import AcceptedSpan, BatchSpan, Chain
 from contracts.errors import FencedError
 from contracts.manifest import LedgerEntry, Manifest, ReadManifest
 from contracts.object_keys import ParsedKey
-from contracts.store import ObjectInfo, PutOutcome
+from contracts.store import ObjectInfo, ObjectStore, PutOutcome
 from indexer.commit import Committer
 from indexer.live_rows import LiveRows
 from indexer.partition_builder import PartitionBuilder
@@ -141,6 +144,17 @@ def _stalebits() -> Patches:
     return [(LiveRows, "delete_bits", delete_bits)]
 
 
+def _tarsweep() -> Patches:
+    def sweep(store: ObjectStore, chain: ArchiveChain, manifest: ArchiveManifest) -> int:
+        named = {tar.key for tar in manifest.tars}
+        dead = [info.key for info in store.list(chain.keys.prefix) if info.key.endswith(".tar") and info.key not in named]
+        for key in dead:
+            store.delete(key)
+        return len(dead)
+
+    return [(indexer.partition_archiver, "sweep_dead_tars", sweep), (indexer.garbage, "sweep_dead_tars", sweep)]
+
+
 PLANTED: dict[str, tuple[str, Callable[[], Patches]]] = {
     "nockpt": ("commit without exact checkpoint and epoch check", _nockpt),
     "gapaccept": ("a reader accepts a batch that starts above what it expects", _gapaccept),
@@ -153,8 +167,9 @@ PLANTED: dict[str, tuple[str, Callable[[], Patches]]] = {
     "trimfirst": ("a query node trims the tail before the segment is loaded", _trimfirst),
     "maskonce": ("the tail masks old rows only in segments that were loaded when the tail row came", lambda: [(Partition, "_mask_new", _nothing)]),
     "nowatchdog": ("the embed worker never re-reads the chain's end", lambda: [(Watchdog, "_check", _nothing)]),
+    "tarsweep": ("an archiver deletes tars that no manifest names yet, whoever wrote them", _tarsweep),
 }
-"""By the model's name: what is wrong, and what is replaced."""
+"""By the model's name (the last one is ours: the model has no archive): what is wrong, and what is replaced."""
 
 
 def _nothing(self: object, *arguments: object) -> None:

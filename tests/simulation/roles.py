@@ -18,6 +18,7 @@ from contracts.errors import RecordError
 from contracts.manifest import ObjectEntry
 from contracts.store import ObjectStore
 from embedding.decode_pool import DecodePool
+from indexer.archive_worker import ArchiveWorker
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
 from indexer.maintain_worker import MaintainWorker
@@ -114,6 +115,10 @@ class Roles:
     def build(self, name: str, stop: Any) -> None:
         BuildWorker(self.engines, self.record, self.record.index()).run(stop)
 
+    def archive(self, name: str, stop: Any) -> None:
+        sizes = {"archive_seconds": self.faults.rng.choice([0.3, 1.5]), "archive_bytes": self.faults.rng.choice([2_000, 20_000])}
+        ArchiveWorker(replace(self.engines, settings=self.engines.settings.model_copy(update=sizes)), self.record).run(stop)
+
     def maintain(self, name: str, stop: Any) -> None:
         MaintainWorker(self.engines, self.record).run(stop)
 
@@ -133,6 +138,7 @@ class Roles:
         nodes[name] = partition
         tail.start()
         followers[0].start()
+        followers[0].serve()
         while not stop.wait(1.0):
             failure = tail.failure or followers[0].failure
             if failure is not None:

@@ -21,6 +21,7 @@ from contracts.metrics import Metrics
 from contracts.settings import Settings, load_settings
 from indexer.commit import Committer
 from tests.simulation.audit import Audit
+from tests.simulation.audit_archive import ArchiveAudit
 from tests.simulation.baton import NEVER, Process, Scheduler
 from tests.simulation.cooperative import Cooperative, SimulatedClock
 from tests.simulation.faults import Faults
@@ -32,6 +33,8 @@ from tests.simulation.roles import ATTRIBUTES, Roles, WatchedPartition, small_fi
 NAME = "feed"
 IDS = 7
 WORKERS = ("embed", "build", "maintain")
+ARCHIVE_SHARE = 0.4
+"""Seeds in which the archive is kept too; the others take fewer steps."""
 MOST_OF_A_ROLE = 3
 CATCH_UP_SECONDS = 200.0
 
@@ -63,6 +66,7 @@ class World:
         self.alive: dict[Process, Any] = {}
         self._numbers: Counter[str] = Counter()
         self.records = self.rng.randint(20, 45)
+        self.workers = (*WORKERS, "archive") if random.Random(f"archive {seed}").random() < ARCHIVE_SHARE else WORKERS
         self.recreate_at = self.rng.randint(5, self.records) if self.rng.random() < 0.15 else -1
 
     def run(self) -> Counter[str]:
@@ -82,8 +86,8 @@ class World:
 
         def commit(committer: Committer[Any], *how: Any) -> ReadManifest:
             read = right(committer, *how)
-            if isinstance(read.manifest, Manifest) and read.manifest.incarnation == self.reference.record.incarnation:
-                self.audit.believed(committer.writer, read)
+            if read.manifest.incarnation == self.reference.record.incarnation:
+                (self.audit if isinstance(read.manifest, Manifest) else self.archive).believed(committer.writer, read)
             return read
 
         with mock.patch.object(Committer, "_commit", commit):
@@ -100,6 +104,7 @@ class World:
         self.store.on_create = self._stored
         self.reference = Reference(record, self.scheduler.fail)
         self.audit = audit = Audit(self.reference, self.store, self.scheduler.fail)
+        self.archive = ArchiveAudit(self.reference, self.store, self.scheduler.fail)
         self.roles = Roles(self.engines, record, lambda name, view, before: self.audit is audit and audit.view(name, view, before), self.faults)
         for key, data in kept:
             self._stored(key, data)
@@ -115,20 +120,21 @@ class World:
         for process in list(self.alive):
             self.scheduler.at(self.rng.random() * 4, lambda p=process: self._kill(p))  # type: ignore[misc]
         self.nodes = {}
-        for role in (*WORKERS, "node", "node"):
+        for role in (*self.workers, "node", "node"):
             self._spawn(role)
 
     def _stored(self, key: str, data: bytes) -> None:
         self.stats["objects"] += 1
-        if "/manifest/" in key and "/i/" in key:
-            self.stats["commits"] += 1
+        if "/manifest/" in key:
+            is_archive = "/archive/" in key
+            self.stats["archive commits" if is_archive else "commits"] += 1
             if f"-{self.reference.record.incarnation}/" in key:  # what is written to an older incarnation matters to nobody
-                self.audit.manifest(key, data)
+                (self.archive if is_archive else self.audit).manifest(key, data)
 
     def _deleted(self, key: str) -> None:
         self.stats["collected"] += 1
         if f"-{self.reference.record.incarnation}/" in key:
-            self.audit.deleted(key)
+            (self.archive if "/archive/" in key else self.audit).deleted(key)
 
     def _appended(self, record: LogRecord) -> None:
         kind = kind_of(record.topic)
@@ -186,7 +192,7 @@ class World:
         process.wake = self.scheduler.now + seconds
         self.stats["zombies"] += 1
         self.log.silence(process, seconds)
-        if process.role in WORKERS and self._count(process.role) < MOST_OF_A_ROLE:
+        if process.role in self.workers and self._count(process.role) < MOST_OF_A_ROLE:
             self.scheduler.at(0.5, lambda: None if self.scheduler.over else self._spawn(process.role))
 
     def _count(self, role: str) -> int:
@@ -195,12 +201,12 @@ class World:
     def _stop_one(self) -> None:
         """Stop a process in order."""
         process, stop = self.rng.choice(list(self.alive.items()))
-        if process.role in WORKERS:
+        if process.role in self.workers:
             stop.set()
 
     # ---- the director ------------------------------------------------------------------------------------------------
     def _direct(self) -> None:
-        for role in (*WORKERS, "node", "node"):
+        for role in (*self.workers, "node", "node"):
             self._spawn(role)
         self.faults.is_on = True
         while len(self.reference.media) < self.records:
@@ -213,7 +219,7 @@ class World:
             elif draw < 0.84:
                 self._stop_one()
             elif draw < 0.88 and self._count("embed") < MOST_OF_A_ROLE:
-                self._spawn(self.rng.choice(WORKERS))
+                self._spawn(self.rng.choice(self.workers))
             if 0 <= self.recreate_at <= len(self.reference.media):
                 self.recreate_at = -1
                 self._recreate()
@@ -230,6 +236,8 @@ class World:
             self.scheduler.fail(f"stall: the chain stands at {self.reference.expected} of {end}")
         if at.media_offset < end:
             self.scheduler.fail(f"stall: the manifests stand at {at.media_offset} of {end}")
+        if "archive" in self.workers and self.archive.archived_to < end:
+            self.scheduler.fail(f"stall: the archive stands at {self.archive.archived_to} of {end}")
         if not self._is_caught_up():
             shown = {name: node.view and (node.view.loaded.version, node.view.expected) for name, node in self.nodes.items()}
             self.scheduler.fail(f"stall: nodes show {shown}, the newest manifest is {self.audit.newest.version}, the chain ends at {end}")
@@ -238,6 +246,8 @@ class World:
 
     def _is_caught_up(self) -> bool:
         end = len(self.reference.media)
+        if "archive" in self.workers and self.archive.archived_to < end:
+            return False
         if self.audit.newest.checkpoint.media_offset < end or len(self.nodes) < 2:
             return False
         views = [node.view for node in self.nodes.values()]

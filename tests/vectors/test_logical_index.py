@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
 from functools import cache
 
 import faiss
@@ -14,7 +13,7 @@ import pytest
 
 from tests.vectors.trained import own, trained
 from vectors import rebuild_policy
-from vectors.inverted_lists import build_lists, read_lists, write_lists
+from vectors.inverted_lists import StoredLists, build_lists, write_lists
 from vectors.logical_index import Lease, LogicalIndex
 from vectors.quantizer import EncodedRows, Quantizer
 from vectors.tiers import Allowed
@@ -37,11 +36,11 @@ def index(request: pytest.FixtureRequest) -> LogicalIndex:
     return LogicalIndex(quantizer(request.param))
 
 
-def segment_lists(index: LogicalIndex, encoded: EncodedRows) -> Callable[[], object]:
-    """A segment's lists as a node opens them: fresh copies on demand."""
+def segment_lists(index: LogicalIndex, encoded: EncodedRows) -> StoredLists:
+    """A segment's lists as a node opens them."""
     rows = np.arange(len(encoded.codes))
     data = write_lists(build_lists(index.quantizer.nlist, encoded.list_numbers, encoded.codes, rows))
-    return lambda: read_lists(data, index.quantizer, rows, "test")
+    return StoredLists(data, index.quantizer, rows, "test")
 
 
 def bits(index: LogicalIndex, *numbers: np.ndarray) -> Allowed:
@@ -194,6 +193,50 @@ def test_searches_never_wait_for_a_rebuild_and_never_miss_or_double_a_row_while_
             reader.join()
     assert problems == []
     assert index.tiers.big.rows + index.tiers.small.rows <= 400 + 7 * 50
+
+
+def test_segments_that_are_added_alone_are_found_at_once_and_lie_in_both_copies_later(index: LogicalIndex) -> None:
+    matrix, queries = vectors(900, 1), vectors(40, 2)
+    encoded = [index.quantizer.encode(matrix[start : start + 300]) for start in (0, 300, 600)]
+    leases = []
+    for at, each in enumerate(encoded):
+        leases.append(index.add_segment(300, segment_lists(index, each), each.refine, alone=True))
+        numbers = np.concatenate([of(lease, 300) for lease in leases])
+        np.testing.assert_array_equal(found(index, queries, bits(index, numbers)), expected(index, matrix[: 300 * (at + 1)], numbers, queries))
+    small = index.tiers.small
+    assert sorted(side.rows for side in small.sides) == [0, 900] and small.is_behind
+    index.catch_up()
+    assert [side.rows for side in small.sides] == [900, 900] and not small.is_behind
+    leases.append(index.add_rows(100, index.quantizer.encode(matrix[:100])))
+    assert small.rows == 1000
+
+
+def test_readers_find_every_row_of_what_was_added_while_more_is_added_alone(index: LogicalIndex) -> None:
+    matrix, queries = vectors(300, 1), vectors(8, 2)
+    encoded = index.quantizer.encode(matrix)
+    stored, stop = segment_lists(index, encoded), threading.Event()
+    leases: list[Lease] = []
+    sizes: set[int] = set()
+    problems: list[str] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            if held := list(leases):
+                hits = found(index, queries, bits(index, *[of(lease, 300) for lease in held]), limit=3000, nprobe=16)
+                sizes.add(len(held))
+                if not ((hits >= 0).sum(axis=1) == 300 * len(held)).all():
+                    problems.append(f"{len(held)} segments")
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for _ in range(8):
+        leases.append(index.add_segment(300, stored, encoded.refine, alone=True))
+        time.sleep(0.02)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert problems == [] and len(sizes) > 2
 
 
 def test_a_rebuild_is_due_by_shares_and_never_for_little() -> None:
