@@ -61,9 +61,9 @@ def verify_says(trial: Trial) -> tuple[int, list[tuple[str, str | None]]]:
 def serves_all(trial: Trial, node: Process, seconds: float = NODE_SECONDS) -> None:
     """The node has everything that the load was told, each id once, and says that it covers all."""
     live, _ = trial.acknowledged().expected()
+    until(lambda: state_of(node, trial.record.name).get("coverage") == 1.0, seconds, "the node covers all", 0.2)
     with node.client() as client:
         client.wait_for(trial.record.name, trial.acknowledged().ends(), seconds)
-        until(lambda: state_of(node, trial.record.name).get("coverage") == 1.0, seconds, "the node covers all")
         found = scan(client, trial.record.name)
         assert set(found) == set(live) and max(found.values()) == 1, f"{len(found)} ids served, {len(live)} are live"
         assert client.count(trial.record.name) == len(live)
