@@ -287,6 +287,6 @@ def soak(ground: Ground, folder: Path, minutes: float, rate: float, seed: int, t
             report.searchable_max_seconds = round(max(known), 3)
     except Exception as error:
         report.sentences.append(f"{type(error).__name__}: {error}")
-    report.recover_seconds = trial.recover_seconds
+    report.recover_seconds = None if trial.recover_seconds is None else round(trial.recover_seconds, 2)
     report.ok = not (report.lost or report.duplicated or report.never_searchable or report.sentences)
     return report
