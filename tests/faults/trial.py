@@ -25,7 +25,7 @@ from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import HeadwaterError
 from headwater.wiring import open_engines
-from tests.faults.checker import Account
+from tests.faults.checker import Account, again
 from tests.faults.ground import Ground
 from tests.faults.journal import Journal, read_journals
 from tests.faults.load import ATTRIBUTES, DIMENSION, FIELD
@@ -278,7 +278,7 @@ class Trial:
         self.notes.append(sentence)
 
     def checkpoint(self, partition: int) -> int:
-        return read_checkpoint(self.engines, self.record, partition)
+        return again(lambda: read_checkpoint(self.engines, self.record, partition))  # the fault may be one of the store
 
     def wait_flowing(self, seconds: float = 60.0) -> None:
         """Wait until every partition has a commit of its own with records."""
