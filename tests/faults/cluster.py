@@ -17,9 +17,8 @@ from socket import MSG_WAITALL, create_connection
 from deploy.local.processes import ProcessRecord, end, launch, tail_of_log
 from deploy.local.services import HOST, LOG4J_FILE, kafka_properties, random_cluster_id
 from deploy.local.tools import inherited_environment, jars_dir
-from tests.faults.ground import CACHE, Ground
+from tests.faults.ground import CACHE, Ground, lasting_port
 from tests.system.processes import until
-from tests.system.sites import free_port
 
 NODES = (1, 2, 3)
 REPLICATED = ("default.replication.factor", "offsets.topic.replication.factor", "transaction.state.log.replication.factor")
@@ -32,8 +31,8 @@ class Cluster(Ground):
         super().__init__(folder)
         self.below = below
         self._cluster_id = random_cluster_id()
-        self._ports = {node: free_port() for node in NODES}
-        self._controllers = {node: free_port() for node in NODES}
+        self._ports = {node: lasting_port() for node in NODES}
+        self._controllers = {node: lasting_port() for node in NODES}
         self.nodes: dict[int, ProcessRecord] = {}
 
     def start(self) -> None:

@@ -7,11 +7,13 @@ Never: touches the stack of `make stack`, or any other process.
 from __future__ import annotations
 
 import os
+import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -22,7 +24,7 @@ from deploy.local import services, stack
 from deploy.local.processes import ProcessRecord, end, load_record
 from deploy.local.services import HOST
 from tests.system.processes import Process, role
-from tests.system.sites import Site, free_port
+from tests.system.sites import Site
 
 CACHE = Path.home() / ".cache/headwater/stack"
 BUCKET = "faults"
@@ -41,6 +43,21 @@ def with_faulty_listeners(properties: str, ports: Mapping[str, int]) -> str:
         "listener.security.protocol.map": "".join(f",FAULTY{n}:PLAINTEXT" for n in numbers),
     }
     return "".join(f"{line}{more.get(line.partition('=')[0], '')}\n" for line in properties.splitlines())
+
+
+LASTING_PORTS = range(15_000, 32_000)
+
+
+def lasting_port() -> int:
+    """A free port for a server that will be killed and come again on it: below those that the kernel gives to clients (ip(7)).
+
+    Of those a client that tries again and again while nobody listens may be given that very one, and then the server cannot have it.
+    """
+    while True:
+        port = random.choice(LASTING_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def _silent(line: str) -> None:
@@ -62,7 +79,7 @@ class Ground:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("kafka", "minio", *(f"{side}{number}" for side in ("behind", "faulty") for number in range(FAULTY_LINES))):
-            self.ports[name] = free_port()
+            self.ports[name] = lasting_port()
         try:
             self.start()
         except BaseException:
@@ -146,6 +163,7 @@ class Ground:
             return self.query
         if self.query is None:
             self.query = role("query", self.site(self.folder / "query", query_poll_seconds=2.0, max_limit=100_000))
+            self.query.variables["HEADWATER_QUERY_PORT"] = str(lasting_port())
         else:
             self.query.end()
         self.query.start()
