@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.clip_like import ClipLike, blocks
 from bench.frame import Bench, Goal, Outcome
 from bench.intervals import abba, percentile, ratio
-from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, id_of, trained, wait_for
+from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, id_of, wait_for
 from bench.processes import Others
 from bench.served_rows import Caller, Served, body_of, served_rows
+from bench.shared_rows import shared_rows
+from bench.trained import generation
 from contracts.errors import CorruptError
 
 RATES = (1, 10)
@@ -49,12 +50,12 @@ class HotLoad:
 
     def run(self, bench: Bench) -> Outcome:
         """Both rates, one after the other, at one service."""
-        rows, pairs, seconds = bench.size(30_000, 100_000, 400_000), bench.size(2, 5, 6), bench.size(2, 4, 10)
+        rows, pairs, seconds = (bench.length(self.name, name) for name in ("rows", "pairs", "window_seconds"))
         arriving = sum(rate * seconds * pairs for rate in RATES)
         outcome = Outcome(notes={"rows": rows, "seconds_per_window": seconds, "pairs": pairs, "connections": 1})
         with bench.steps("W5: make rows"):
-            matrix = np.concatenate(list(blocks(ClipLike(bench.seed), rows + arriving * SEGMENT_ROWS, bench.seed)))
-        with served_rows(trained(matrix[:TRAIN_ROWS])) as served:
+            matrix, trained = shared_rows(bench.seed).first(rows + arriving * SEGMENT_ROWS), generation(TRAIN_ROWS, bench.seed)
+        with served_rows(trained) as served:
             with bench.steps("W5: store segments"):
                 arrivals = _store(served.rows, matrix, rows, arriving)
             with served.running():
