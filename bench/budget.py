@@ -53,9 +53,10 @@ BUDGETS: Mapping[str, Budget] = {
     "W6": Budget(ByRun(30, 60, 120), {"pairs": ByRun(2, 5, 6)}),
     # rows of the segment that is coded
     "W13": Budget(ByRun(10, 20, 30), {"rows": ByRun(12_000, 65_536, 65_536)}),
-    # pairs all on, all off; rows that each run embeds and builds, in records of one vector and in records of a thousand
+    # pairs all on, all off; items that each run embeds and builds
     "W12": Budget(
-        ByRun(40, 110, 240), {"pairs": ByRun(2, 10, 16), "single_rows": ByRun(2000, 6000, 10_000), "block_rows": ByRun(10_000, 20_000, 40_000)}
+        ByRun(60, 170, 300),
+        {"pairs": ByRun(2, 10, 16), "pictures": ByRun(100, 240, 400), "vectors": ByRun(2000, 5000, 10_000), "blocks": ByRun(10_000, 20_000, 40_000)},
     ),
     # rows a second that are asked for; seconds in which requests are counted
     "bill": Budget(ByRun(60, 95, 340), {"rows_per_second": ByRun(500, 1000, 1000), "seconds": ByRun(20, 60, 300)}),
