@@ -53,7 +53,7 @@ class RequestBill:
             with bench.steps("bill: start"):
                 stack.enter_context(place.running(ROLES))
             slices, load = _count(bench, place, record)
-            return _outcome(bench, slices, load, _state(engines, record))
+            return outcome_of(bench, slices, load, _state(engines, record))
 
 
 def _count(bench: Bench, place: Place, record: CollectionRecord) -> tuple[list[dict[str, float]], dict[str, float]]:
@@ -92,16 +92,18 @@ def _state(engines: Engines, record: CollectionRecord) -> dict[str, Any]:
     }
 
 
-def _outcome(bench: Bench, slices: list[dict[str, float]], load: dict[str, float], state: dict[str, Any]) -> Outcome:
+def outcome_of(bench: Bench, slices: list[dict[str, float]], load: dict[str, float], state: dict[str, Any]) -> Outcome:
+    """Requests by class per 1,000 records and a day, and their price."""
     sent_per_second = load["sent"] / load["seconds"]
-    kinds = sorted({kind for each in slices for kind in each if kind != "seconds"}, key=[PUT, GET, LIST, DELETE].index)
+    kinds = [kind for kind in dict.fromkeys((PUT, GET, LIST, DELETE, *(kind for each in slices for kind in each))) if kind != "seconds"]
     days = [{kind: each.get(kind, 0.0) / each["seconds"] * DAY_SECONDS for kind in kinds} for each in slices]
     outcome = Outcome()
     for kind in kinds:
         per_day = [day[kind] for day in days]
-        outcome.modes[f"{kind}_per_1000"] = mean(
-            [count / (sent_per_second * DAY_SECONDS / 1000) for count in per_day], "per 1,000 records", bench.seed
-        )
+        if not any(per_day):
+            continue  # nothing to draw; the notes tell it
+        thousands_a_day = sent_per_second * DAY_SECONDS / 1000
+        outcome.modes[f"{kind}_per_1000"] = mean([count / thousands_a_day for count in per_day], "per 1,000 records", bench.seed)
         outcome.modes[f"{kind}_per_day"] = mean(per_day, "requests a day", bench.seed)
     outcome.modes["usd_per_day"] = mean([usd_per_day(day) for day in days], "USD a day", bench.seed)
     whole = sum(each["seconds"] for each in slices)

@@ -4,7 +4,8 @@ There is no setting that turns safety off. Here functions of a process are repla
 they give is of the same shape, so that all other code runs as it does. W12 divides the CPU of one by that of the other.
 
 Left as they are, since they are no checks: put-if-absent (something has to store), looking for older rows of an id (updates), the recall that a seal
-measures, the checks of a generation (once in a process), and Kafka's and S3's own checksums.
+measures, and Kafka's and S3's own checksums. Nor is here what embedding and building do not pass: the sha256 of objects that query nodes and
+maintenance read, and that of a generation, once in a process.
 
 Takes: nothing. Gives: `SWITCHES`, `switched`. Owns: what counts as a check. Never: is imported by anything but a benchmark.
 """
@@ -130,7 +131,6 @@ SWITCHES: Sequence[Switch] = (
     Switch("indexer.partition_builder:encode_ledger", lambda _: b"", "the ledger's bytes"),
     Switch("indexer.partition_builder:PartitionBuilder._upload", _upload, "settled puts, and the ledger's object"),
     Switch("contracts.manifest:ObjectEntry.of", classmethod(_entry), "sha256 of objects and of their chunks, written"),
-    Switch("backends.catalog.objects:check_bytes", _nothing, "sha256 of objects, read"),
     Switch("contracts.manifest:ReadVersion.__init__", _read_version, "sha256 of manifests"),
     Switch("indexer.commit:Committer._walk", _walk, "a look at the chain before a commit: claims, checkpoint, own commit id"),
     Switch("backends.catalog.manifests:VersionChain.boundary", lambda _: 0, "the boundary of garbage collection"),
