@@ -25,8 +25,8 @@ from backends.catalog.admin import CollectionRequest, create_collection, delete_
 from backends.catalog.generations import publish_generation
 from bench.checks import SWITCHES, switched
 from bench.feeds import VECTOR_FIELD, PictureFeed
+from bench.generated_rows import rows_of
 from bench.processes import child_pids, cpu_seconds
-from bench.shared_rows import rows_of
 from bench.trained import field_record
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from bench.feeds import VECTOR_FIELD
 from bench.frame import Bench, Goal, Measure, Outcome, Step
+from bench.generated_rows import generated_rows
 from bench.intervals import mean, percentile
 from bench.own_rows import PARTITIONS, OwnRows, own_rows
 from bench.processes import Others, memory_mib
-from bench.shared_rows import shared_rows
 from bench.trained import generation
 from bench.w3_many_segments import LIMIT, TARGET_RECALL, TRAIN_ROWS, rows_of
 from query.collection_view import CollectionView
@@ -54,7 +54,7 @@ class Filters:
     def run(self, bench: Bench) -> Outcome:
         """All shares of both kinds."""
         rows = bench.length(self.name, "rows")
-        source = shared_rows(bench.seed)
+        source = generated_rows(bench.seed)
         with bench.steps("filters: make rows, train"):
             matrix, queries = source.first(rows), source.queries(bench.length(self.name, "queries"))
             trained = generation(min(rows, TRAIN_ROWS), bench.seed)

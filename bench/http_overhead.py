@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.frame import Bench, Goal, Outcome
+from bench.generated_rows import generated_rows
 from bench.intervals import abba, percentile, ratio
 from bench.own_rows import PARTITIONS
 from bench.processes import BenchProcess, Others, module_command
 from bench.served_rows import Caller, Served, body_of, served_rows
-from bench.shared_rows import shared_rows
 from bench.trained import generation
 from query.collection_view import CollectionView
 from query.http_models import QueryRequest
@@ -49,7 +49,7 @@ class HttpOverhead:
     def run(self, bench: Bench) -> Outcome:
         """Single queries A B B A, then 16 callers and as many threads in process, A B B A."""
         rows, pairs = bench.length(self.name, "rows"), bench.length(self.name, "pairs")
-        source = shared_rows(bench.seed)
+        source = generated_rows(bench.seed)
         with bench.steps("HTTP: make rows"):
             matrix, queries, trained = source.first(rows), source.queries(QUERIES), generation(TRAIN_ROWS, bench.seed)
         with served_rows(trained) as served:

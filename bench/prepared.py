@@ -22,9 +22,9 @@ from backends.catalog.admin import CollectionRequest, create_collection, delete_
 from backends.catalog.manifests import ManifestChain
 from bench.feeds import VECTOR_FIELD, VECTOR_FIELD_WORDS
 from bench.frame import Bench
+from bench.generated_rows import generated_rows, rows_of
 from bench.places import Place, open_place
 from bench.processes import memory_mib, wait_until
-from bench.shared_rows import rows_of, shared_rows
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.manifest import Manifest
@@ -106,7 +106,7 @@ def _prepared(bench: Bench) -> Iterator[Prepared]:
         made = Prepared(place, engines, record, rows)
         with bench.steps(f"E2E: {rows} vectors"):
             matrix = rows_of(rows, bench.seed)
-            queries = shared_rows(bench.seed).queries(bench.length("E2E", "queries"))
+            queries = generated_rows(bench.seed).queries(bench.length("E2E", "queries"))
             truth = nearest(matrix, queries)
         made.query = queries[0]
         with place.running():

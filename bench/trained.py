@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.feeds import VECTOR_FIELD_WORDS
-from bench.shared_rows import rows_of
+from bench.generated_rows import rows_of
 from contracts.codec import AUTO
 from contracts.collection import FieldRecord
 from contracts.generation import Generation

@@ -18,9 +18,9 @@ from backends.catalog.objects import download
 from backends.memory_log import MemoryLog
 from backends.memory_store import MemoryStore
 from bench.frame import Bench, Goal, Measure, Outcome
+from bench.generated_rows import rows_of
 from bench.places import stack_values
 from bench.prepared import PreparedIndex, newest_manifests
-from bench.shared_rows import rows_of
 from bench.trained import field_record, generation
 from bench.vector_batches import fill
 from contracts.collection import CollectionRecord

@@ -24,10 +24,10 @@ from backends.catalog.admin import CollectionRequest, create_collection, delete_
 from backends.catalog.generations import publish_generation
 from backends.catalog.manifests import ManifestChain
 from bench.frame import Bench, Goal, Measure, Outcome
+from bench.generated_rows import rows_of
 from bench.intervals import abba, percentile, ratio
 from bench.places import Place, open_place, stack_values
 from bench.processes import BenchProcess, cli, module_command, rss_bytes
-from bench.shared_rows import rows_of
 from bench.trained import field_record, generation
 from bench.vector_batches import BATCH_ROWS, fill
 from contracts.collection import CollectionRecord

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from bench.feeds import VECTOR_FIELD
 from bench.frame import Bench, Goal, Measure, Outcome
+from bench.generated_rows import generated_rows
 from bench.intervals import abba, percentile, ratio
 from bench.merged_index import MergedIndex, MergedSearch
 from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of
 from bench.processes import Others
-from bench.shared_rows import shared_rows
 from bench.trained import generation
 from contracts.errors import CorruptError
 from indexer.field_parts import coded_part
@@ -60,7 +60,7 @@ class ManySegments:
         """Both numbers of segments, one after the other."""
         outcome = Outcome()
         rows = bench.length(self.name, "rows")
-        source = shared_rows(bench.seed)
+        source = generated_rows(bench.seed)
         with bench.steps("W3: make rows, train"):
             matrix, queries = source.first(rows + TAIL_ROWS), source.queries(QUERIES)
             trained = generation(min(rows, TRAIN_ROWS), bench.seed)

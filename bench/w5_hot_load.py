@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.frame import Bench, Goal, Outcome
+from bench.generated_rows import generated_rows
 from bench.intervals import abba, percentile, ratio
 from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, id_of, wait_for
 from bench.processes import Others
 from bench.served_rows import Caller, Served, body_of, served_rows
-from bench.shared_rows import shared_rows
 from bench.trained import generation
 from contracts.errors import CorruptError
 
@@ -54,7 +54,7 @@ class HotLoad:
         arriving = sum(rate * seconds * pairs for rate in RATES)
         outcome = Outcome(notes={"rows": rows, "seconds_per_window": seconds, "pairs": pairs, "connections": 1})
         with bench.steps("W5: make rows"):
-            matrix, trained = shared_rows(bench.seed).first(rows + arriving * SEGMENT_ROWS), generation(TRAIN_ROWS, bench.seed)
+            matrix, trained = generated_rows(bench.seed).first(rows + arriving * SEGMENT_ROWS), generation(TRAIN_ROWS, bench.seed)
         with served_rows(trained) as served:
             with bench.steps("W5: store segments"):
                 arrivals = _store(served.rows, matrix, rows, arriving)

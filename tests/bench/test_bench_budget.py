@@ -8,8 +8,8 @@ from rich.progress import Progress
 
 from bench.__main__ import main, workloads
 from bench.budget import BUDGETS, MOST_USUAL_SECONDS, ByRun, seconds_of
+from bench.generated_rows import BLOCK_ROWS, MOST_ROWS, GeneratedRows, generated_rows, rows_of
 from bench.prepared import PreparedIndex
-from bench.shared_rows import BLOCK_ROWS, MOST_ROWS, SharedRows, rows_of, shared_rows
 from bench.timing import LeftColumn, RunClock
 
 
@@ -82,7 +82,7 @@ def test_only_is_a_workload_as_an_option(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_rows_are_made_once_and_are_the_same_for_everybody() -> None:
-    rows = SharedRows(3)
+    rows = GeneratedRows(3)
     few = rows.first(10)
     assert not few.flags.writeable and np.shares_memory(few, rows.first(20))
     first = rows.first(100).copy()
@@ -92,4 +92,4 @@ def test_rows_are_made_once_and_are_the_same_for_everybody() -> None:
     assert np.linalg.norm(more[BLOCK_ROWS:], axis=1) == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="more than"):
         rows.first(MOST_ROWS + 1)
-    assert shared_rows(1) is shared_rows(1) and rows_of(7, 1).dtype == np.float16
+    assert generated_rows(1) is generated_rows(1) and rows_of(7, 1).dtype == np.float16

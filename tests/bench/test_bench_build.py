@@ -10,8 +10,8 @@ from backends.memory_log import MemoryLog
 from backends.memory_store import MemoryStore
 from bench.bare_add import add_once
 from bench.feeds import VECTOR_FIELD
+from bench.generated_rows import rows_of
 from bench.prepared import LIMIT, PreparedIndex, nearest
-from bench.shared_rows import rows_of
 from bench.trained import field_record, generation
 from bench.vector_batches import fill
 from bench.w2_build import BuildSegments

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from backends.catalog.admin import CollectionRequest, create_collection
+from bench.generated_rows import rows_of
 from bench.places import Place
 from bench.prepared import Prepared, newest_manifests
 from bench.processes import BenchProcess, free_port, memory_mib, module_command
-from bench.shared_rows import rows_of
 from bench.trained import field_record
 from bench.vector_batches import fill
 from bench.w6_cold_start import Found, measure_cold, measure_raw, weigh

@@ -21,8 +21,8 @@ MOST_ROWS = 1_200_000
 QUERIES_SEED = 1_000_000
 
 
-class SharedRows:
-    """The rows of one seed; thread-safe. `shared_rows` gives the one of a process.
+class GeneratedRows:
+    """The rows of one seed; thread-safe. `generated_rows` gives the one of a process.
 
     Parameters
     ----------
@@ -65,11 +65,11 @@ class SharedRows:
 
 
 @cache
-def shared_rows(seed: int) -> SharedRows:
+def generated_rows(seed: int) -> GeneratedRows:
     """The rows of a seed in this process."""
-    return SharedRows(seed)
+    return GeneratedRows(seed)
 
 
 def rows_of(rows: int, seed: int) -> NDArray[np.float16]:
     """The first rows as they are stored, shape (rows, d)."""
-    return shared_rows(seed).first(rows).astype(np.float16)
+    return generated_rows(seed).first(rows).astype(np.float16)
