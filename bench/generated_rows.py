@@ -1,6 +1,6 @@
 """Rows of the generator, made once in a process and shared by all workloads: each takes the first ones, as many as it wants.
 
-Blocks have one size whoever asks, so that the first n rows are the same for everybody. Memory is taken page by page, for what was asked for.
+Blocks are the same whoever asks, so that the first n rows are the same for everybody. Memory is taken page by page, for what was asked for.
 
 Takes: a seed. Gives: rows, their clusters, queries. Owns: the arrays. Never: makes a row twice, or lets one be changed.
 """
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from bench.clip_like import ClipLike
 
-BLOCK_ROWS = 50_000
+FIRST_BLOCK_ROWS, BLOCK_ROWS = 5_000, 50_000
+"""A small block first: tests want few rows, and a block takes half a second however small it is."""
 MOST_ROWS = 1_200_000
 """Of one seed: address space, which is not memory until it is written."""
 QUERIES_SEED = 1_000_000
@@ -32,8 +33,8 @@ class GeneratedRows:
 
     def __init__(self, seed: int) -> None:
         self._source, self._seed = ClipLike(seed), seed
-        self._vectors = np.empty((MOST_ROWS, self._source.shape.dimension), np.float32)
-        self._clusters = np.empty(MOST_ROWS, np.int64)
+        self._vectors = np.empty((MOST_ROWS + BLOCK_ROWS, self._source.shape.dimension), np.float32)
+        self._clusters = np.empty(MOST_ROWS + BLOCK_ROWS, np.int64)
         self._made = 0
         self._lock = threading.Lock()
 
@@ -58,8 +59,8 @@ class GeneratedRows:
             raise ValueError(f"{rows} rows are more than {MOST_ROWS}")
         with self._lock:
             while self._made < rows:
-                number, stop = self._made // BLOCK_ROWS, self._made + BLOCK_ROWS
-                vectors, clusters = self._source.sample_with_clusters(np.zeros(BLOCK_ROWS), self._seed + number)
+                stop = self._made + BLOCK_ROWS if self._made else FIRST_BLOCK_ROWS
+                vectors, clusters = self._source.sample_with_clusters(np.zeros(stop - self._made), self._seed + stop // BLOCK_ROWS)
                 self._vectors[self._made : stop], self._clusters[self._made : stop] = vectors, clusters
                 self._made = stop
 
