@@ -1,13 +1,14 @@
-"""A fixed stream through embed worker and builder, one after the other in this process: with all checks, or without.
+"""A stream through an embed worker and a builder of this process, portion after portion: with all checks, or without.
 
-    python -m bench.checked_stream SEED GENERATION        for each line "on|off KIND COUNT" on stdin: run once, and answer one JSON object
+    python -m bench.checked_stream COLLECTION GENERATION        two lines on stdin for each portion, an answer to each
 
-`KIND` is ``pictures`` (decoded by child processes, embedded by `lite`), ``vectors`` (a record each) or ``blocks`` (of a thousand vectors). The media
-topic is filled before, and read again by each run, by a collection of its own. CPU is user and system time of the process (getrusage) and of its
-decoding children; it has one OpenMP thread, whose waiting would count as work.
+        begin on|off                from now on, CPU counts
+        end RECORDS ITEMS           wait until so many records are embedded and read back, so many items committed, in all: CPU-seconds since `begin`
 
-Takes: settings from the environment, a generation as a file. Gives: CPU-seconds, seconds. Owns: its topics and collections.
-Never: measures filling, training, loading a model, or deleting.
+Whoever asks sends the portion between the two. The workers run all the time, so that what they do once, at a start, is in no portion. CPU is user and
+system time of the process (getrusage) and of its decoding children; it has one OpenMP thread, whose waiting would count as work.
+
+Takes: settings from the environment, a collection, a generation as a file. Gives: CPU-seconds. Owns: its workers. Never: sends, trains or creates.
 """
 
 from __future__ import annotations
@@ -18,26 +19,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from uuid import uuid4
 
-from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
+from backends.catalog.collections import CollectionCatalog
 from backends.catalog.generations import publish_generation
 from bench.checks import SWITCHES, switched
 from bench.feeds import VECTOR_FIELD, PictureFeed
 from bench.generated_rows import rows_of
 from bench.processes import child_pids, cpu_seconds
-from bench.trained import field_record
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import UnavailableError
 from contracts.generation import Generation, decode_generation
-from contracts.log import TopicSpec
 from contracts.object_keys import CollectionKeys
 from contracts.settings import load_settings
 from embedding.decode_pool import DecodePool
 from embedding.open_encoder import shared_encoder
-from headwater.wiring import encoder_fields, open_engines
+from headwater.wiring import open_engines
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
 from ingest.records import OutgoingRecord, plain_record, rows_record
@@ -49,87 +48,96 @@ LIMIT_SECONDS = 120.0
 LOOK_SECONDS = 0.02
 
 
-def outgoing(kind: str, count: int, seed: int) -> Iterator[OutgoingRecord]:
-    """Records with `count` items in all."""
+def outgoing(kind: str, first: int, count: int, seed: int) -> Iterator[OutgoingRecord]:
+    """Records with `count` items in all, whose ids are numbered from `first` on."""
     if kind == PICTURES:
-        for number, data in enumerate(PictureFeed(seed).next_bytes(count)):
+        for number, data in enumerate(PictureFeed(seed).next_bytes(count), first):
             yield plain_record(f"picture-{number}", data, "image/jpeg")
         return
     matrix, step = rows_of(count, seed), BLOCK_ROWS if kind == BLOCKS else 1
     for start in range(0, count, step):
-        yield rows_record([f"row-{row}" for row in range(start, start + step)], {VECTOR_FIELD: matrix[start : start + step]})
+        rows = matrix[start : start + step]
+        yield rows_record([f"row-{first + start + at}" for at in range(len(rows))], {VECTOR_FIELD: rows})
 
 
 class Stream:
-    """Filled topics, and runs over them.
+    """Both workers of one collection with one partition; a context.
 
     Parameters
     ----------
     engines : Engines
-        Log and store; `seal_rows` is what one run holds.
+        Log and store; `seal_rows` is what one portion holds.
+    record : CollectionRecord
+        Whose items come.
     trained : Generation
-        In whose codes own vectors are written; a few hundred pictures stay below the size from which on an index is trained.
+        In whose codes own vectors are written; pictures stay flat: some thousands are below the size from which on an index is trained.
     pool : DecodePool
         Decodes pictures.
-    seed : int
-        Of what is sent.
     """
 
-    def __init__(self, engines: Engines, trained: Generation, pool: DecodePool, seed: int) -> None:
-        self._engines, self._trained, self._pool, self._seed = engines, trained, pool, seed
-        self._topics: dict[tuple[str, int], tuple[str, int]] = {}
-
-    def run(self, kind: str, count: int, *, is_checked: bool) -> dict[str, float]:
-        """Embed and build a stream of so many items; what that took."""
-        topic, records = self._topics.get((kind, count)) or self._filled(kind, count)
-        fields = encoder_fields(ENCODER, ("image",), self._engines.settings) if kind == PICTURES else [field_record()]
-        request = CollectionRequest(f"bench-w12-{uuid4().hex[:9]}", fields, partitions=1, source_topic=topic, start="earliest")
-        record = create_collection(self._engines, request)
-        try:
-            with switched({} if is_checked else {switch.place: switch.stand_in for switch in SWITCHES}):
-                return self._measured(record, kind, count, records)
-        finally:
-            delete_collection(self._engines, record.name)
-
-    def close(self) -> None:
-        """Delete the topics."""
-        for topic, _ in self._topics.values():
-            self._engines.log.delete_topic(topic)
-
-    def _filled(self, kind: str, count: int) -> tuple[str, int]:
-        name, records = f"bench-w12-{uuid4().hex[:12]}", 0
-        self._engines.log.create_topic(TopicSpec(name, 1, retention_ms=-1))
-        producer = self._engines.log.producer(linger_seconds=0.02)
-        for made in outgoing(kind, count, self._seed):
-            producer.send(name, partition=0, key=made.key, value=made.value, headers=made.headers)
-            records += 1
-        producer.flush(60.0)
-        producer.close()
-        self._topics[kind, count] = name, records
-        return name, records
-
-    def _measured(self, record: CollectionRecord, kind: str, count: int, records: int) -> dict[str, float]:
-        index, encoder = record.index(), shared_encoder(ENCODER, self._engines.settings) if kind == PICTURES else None
-        builder = BuildWorker(self._engines, record, index)
-        if encoder is None:
+    def __init__(self, engines: Engines, record: CollectionRecord, trained: Generation, pool: DecodePool) -> None:
+        index = record.index()
+        self._engines, self._topic = engines, index.vectors_topic
+        self._builder = BuildWorker(engines, record, index)
+        has_encoder = index.fields[0].encoder is not None
+        if not has_encoder:
             keys = CollectionKeys(record.name, record.incarnation).index(index.name)
-            builder.codecs.adopt(builder.codecs.add(publish_generation(self._engines.store, keys, index.fields[0], self._trained)))
-        embedder = EmbedWorker(self._engines, record, index, encoder, self._pool)
+            self._builder.codecs.adopt(self._builder.codecs.add(publish_generation(engines.store, keys, index.fields[0], trained)))
+        self._embedder = EmbedWorker(engines, record, index, shared_encoder(ENCODER, engines.settings) if has_encoder else None, pool)
+        self._threads = [_Thread(self._embedder.run), _Thread(self._builder.run)]
+        self._portion = ExitStack()
+        self._is_checked, self._before = True, 0.0
 
-        def is_embedded() -> bool:
-            run = embedder.runs.get(0)
-            return run is not None and run.scan.chain.expected >= records  # as far as the watchdog has read back
+    def __enter__(self) -> Stream:
+        for thread in self._threads:
+            thread.start()
+        return self
 
-        def is_built() -> bool:
-            built = builder.builders.get(0)
-            return built is not None and built.manifest.rows >= count
+    def __exit__(self, *_: object) -> None:
+        self._portion.close()
+        for thread in self._threads:
+            thread.stop.set()
+        for thread in self._threads:
+            thread.join()
 
-        begin, before = time.perf_counter(), spent_seconds()
-        _run(embedder.run, is_embedded, "embedded")
-        embedded = spent_seconds()
-        _run(builder.run, is_built, "built")
-        after = spent_seconds()
-        return {"cpu_seconds": after - before, "embed_cpu_seconds": embedded - before, "seconds": time.perf_counter() - begin}
+    def begin(self, *, is_checked: bool) -> None:
+        """A portion comes, which is to be checked or not."""
+        self._is_checked = is_checked
+        self._portion.enter_context(switched({} if is_checked else {switch.place: switch.stand_in for switch in SWITCHES}))
+        self._before = spent_seconds()
+
+    def end(self, records: int, items: int) -> float:
+        """Wait until everything that was sent so far is embedded, read back and committed; CPU-seconds of the portion.
+
+        Raises
+        ------
+        UnavailableError
+            It does not come to an end.
+        """
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not self._has_come(records, items):
+            for thread in self._threads:
+                if thread.error is not None:
+                    raise thread.error
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"a portion was not built within {LIMIT_SECONDS:g} s", hint="look at the log of this process")
+            time.sleep(LOOK_SECONDS)
+        spent = spent_seconds() - self._before
+        if not self._is_checked:
+            self._leave_out()
+        self._portion.close()
+        return spent
+
+    def _has_come(self, records: int, items: int) -> bool:
+        run, builder = self._embedder.runs.get(0), self._builder.builders.get(0)
+        return run is not None and builder is not None and run.scan.chain.expected >= records and builder.manifest.rows >= items
+
+    def _leave_out(self) -> None:
+        """What the watchdog did not read back in this portion it need not read in the next."""
+        scan, end = self._embedder.runs[0].scan, self._engines.log.bounds(self._topic)[0].next_offset
+        scan.vectors_offset = end
+        if scan._reader is not None:
+            scan._reader.seek(0, end)
 
 
 class _Thread(threading.Thread):
@@ -144,23 +152,8 @@ class _Thread(threading.Thread):
         """See `threading.Thread.run`."""
         try:
             self._run_worker(self.stop)
-        except BaseException as error:  # noqa: BLE001 - raised by `_run`
+        except BaseException as error:  # noqa: BLE001 - raised by `Stream.end`
             self.error = error
-
-
-def _run(run: Callable[[threading.Event], None], is_done: Callable[[], bool], what: str) -> None:
-    """Run a worker until its work is done."""
-    thread, deadline = _Thread(run), time.monotonic() + LIMIT_SECONDS
-    thread.start()
-    while not is_done() and thread.is_alive() and time.monotonic() < deadline:
-        time.sleep(LOOK_SECONDS)
-    done = is_done()
-    thread.stop.set()
-    thread.join()
-    if thread.error is not None:
-        raise thread.error
-    if not done:
-        raise UnavailableError(f"the stream was not {what} within {LIMIT_SECONDS:g} s", hint="look at the log of this process")
 
 
 def spent_seconds() -> float:
@@ -171,14 +164,18 @@ def spent_seconds() -> float:
 
 def main(arguments: list[str]) -> None:
     """Run until stdin is closed."""
-    seed, path = int(arguments[0]), Path(arguments[1])
+    name, path = arguments[0], Path(arguments[1])
+    trained = decode_generation(path.read_bytes(), str(path))
     with open_engines(load_settings()) as engines, DecodePool(engines.settings) as pool:
-        stream = Stream(engines, decode_generation(path.read_bytes(), str(path)), pool, seed)
-        print("ready", flush=True)
-        for line in sys.stdin:
-            switch, kind, count = line.split()
-            print(json.dumps(stream.run(kind, int(count), is_checked=switch == "on")), flush=True)
-        stream.close()
+        with Stream(engines, CollectionCatalog(engines.store).get(name), trained, pool) as stream:
+            print("ready", flush=True)
+            for line in sys.stdin:
+                word, *rest = line.split()
+                if word == "begin":
+                    stream.begin(is_checked=rest[0] == "on")
+                    print("{}", flush=True)
+                else:
+                    print(json.dumps({"cpu_seconds": stream.end(int(rest[0]), int(rest[1]))}), flush=True)
     print("done", flush=True)
 
 

@@ -4,8 +4,8 @@ There is no setting that turns safety off. Here functions of a process are repla
 they give is of the same shape, so that all other code runs as it does. W12 divides the CPU of one by that of the other.
 
 Left as they are, since they are no checks: put-if-absent (something has to store), looking for older rows of an id (updates), the recall that a seal
-measures, and Kafka's and S3's own checksums. Nor is here what embedding and building do not pass: the sha256 of objects that query nodes and
-maintenance read, and that of a generation, once in a process.
+measures, and Kafka's and S3's own checksums. Nor is here what is done once, at a start (identity of cluster and topics, bounds of the media topic,
+attempts, the sha256 of a generation), or what embedding and building do not pass: the sha256 of objects that query nodes and maintenance read.
 
 Takes: nothing. Gives: `SWITCHES`, `switched`. Owns: what counts as a check. Never: is imported by anything but a benchmark.
 """
@@ -13,7 +13,6 @@ Takes: nothing. Gives: `SWITCHES`, `switched`. Owns: what counts as a check. Nev
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from contracts.manifest import ObjectEntry, ReadVersion
 from contracts.vectors_batch import conform
 from indexer.commit import Committer
 from indexer.partition_builder import PartitionBuilder
+from indexer.partition_run import PartitionRun
 
 NO_HASH = "0" * 64
 
@@ -99,11 +99,9 @@ def _vectors(wide: NDArray[np.float64], field: FieldRecord, valid: NDArray[np.bo
     return wide.astype(np.float32), np.zeros(len(wide), np.int8)
 
 
-def _believe(watchdog: Any, stop: threading.Event) -> None:
-    """A watchdog that takes what was sent for what is stored; as often, so that a run takes as long."""
-    while not stop.wait(watchdog._engines.settings.embed_watchdog_seconds):
-        for run in list(watchdog._worker.runs.values()):
-            run.scan.chain.expected = run.sent_next
+def _believe(_: Any, __: int, run: PartitionRun) -> None:
+    """A look of the watchdog that takes what was sent for what is stored."""
+    run.scan.chain.expected = run.checked_next = run.sent_next
 
 
 def _first(value: Any, *_: Any, **__: Any) -> Any:
@@ -122,11 +120,7 @@ SWITCHES: Sequence[Switch] = (
     Switch("indexer.publish:batch_headers", _batch_headers, "sha256 of a vectors batch, written"),
     Switch("indexer.partition_builder:decode_batch", _decode_batch, "sha256 of a vectors batch, read, and Arrow's lengths"),
     Switch("contracts.chain:Chain.accept", _accept, "the chain rule: incarnation, topic id, offsets"),
-    Switch("indexer.watchdog:Watchdog.run", _believe, "the watchdog, which reads back what was written"),
-    Switch("indexer.attempts:AttemptBook.begin", _nothing, "attempts, written down before the first record"),
-    Switch("indexer.attempts:AttemptBook.forget", _nothing, "attempts, taken back"),
-    Switch("indexer.partition_source:PartitionSource._check_identity", _nothing, "identity of cluster and topics"),
-    Switch("indexer.partition_source:PartitionSource.check_media_bounds", _nothing, "bounds of the media topic"),
+    Switch("indexer.watchdog:Watchdog._check", _believe, "the watchdog, which reads back what was written"),
     Switch("indexer.seal:ledger_runs", lambda *_: [], "the ledger: a verdict for each item"),
     Switch("indexer.partition_builder:encode_ledger", lambda _: b"", "the ledger's bytes"),
     Switch("indexer.partition_builder:PartitionBuilder._upload", _upload, "settled puts, and the ledger's object"),

@@ -14,7 +14,6 @@ from backends.catalog.admin import CollectionRequest, create_collection
 from backends.catalog.manifests import ManifestChain
 from backends.memory_log import MemoryLog
 from backends.memory_store import MemoryStore
-from bench import checked_stream
 from bench.checked_stream import BLOCK_ROWS, BLOCKS, PICTURES, VECTORS, Stream, outgoing, spent_seconds
 from bench.checks import SWITCHES, counting, found, switched
 from bench.own_rows import wait_for
@@ -37,54 +36,56 @@ ROWS = 120
 ALL_OFF = {switch.place: switch.stand_in for switch in SWITCHES}
 
 
-@pytest.fixture(scope="module")
-def stream() -> Iterator[Stream]:
-    settings = load_settings(log_url="memory://", store_url="memory://", seal_rows=ROWS, embed_watchdog_seconds=0.05)
-    engines = Engines(settings, MemoryLog(), MemoryStore())
-    with DecodePool(settings) as pool:
-        made = Stream(engines, generation(600, 1), pool, 1)
-        yield made
-        made.close()
-    engines.log.close()
+class Site:
+    """A stream of own vectors in this process, in portions of `ROWS`."""
+
+    def __init__(self, engines: Engines, record: CollectionRecord, stream: Stream) -> None:
+        self.engines, self.record, self.stream = engines, record, stream
+        self.sent = 0
+
+    def portion(self, *, is_checked: bool) -> float:
+        self.stream.begin(is_checked=is_checked)
+        producer = self.engines.log.producer()
+        for made in outgoing(VECTORS, self.sent, ROWS, 1):
+            producer.send(self.record.source_topic, partition=0, key=made.key, value=made.value, headers=made.headers)
+        self.sent += ROWS
+        return self.stream.end(self.sent, self.sent)
+
+    def manifest(self) -> Manifest:
+        keys = CollectionKeys(self.record.name, self.record.incarnation).index(self.record.index().name)
+        read = ManifestChain(self.engines.store, keys.partition(0)).head()
+        assert read is not None
+        return read.manifest
 
 
 @pytest.fixture
-def manifests(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> list[Manifest]:
-    """What each run has committed, read before its collection is deleted."""
-    kept: list[Manifest] = []
-    delete = checked_stream.delete_collection
-
-    def read_and_delete(engines: Engines, name: str) -> CollectionRecord:
-        record = delete(engines, name)  # its objects stay until they are collected
-        keys = CollectionKeys(record.name, record.incarnation).index(record.index().name)
-        read = ManifestChain(engines.store, keys.partition(0)).head()
-        assert read is not None
-        kept.append(read.manifest)
-        return record
-
-    monkeypatch.setattr(checked_stream, "delete_collection", read_and_delete)
-    return kept
+def site() -> Iterator[Site]:
+    settings = load_settings(log_url="memory://", store_url="memory://", seal_rows=ROWS, embed_watchdog_seconds=0.05)
+    engines = Engines(settings, MemoryLog(), MemoryStore())
+    record = create_collection(engines, CollectionRequest("c", [field_record()], partitions=1))
+    with DecodePool(settings) as pool, Stream(engines, record, generation(600, 1), pool) as stream:
+        yield Site(engines, record, stream)
+    engines.log.close()
 
 
-def test_the_stream_passes_every_check_that_is_turned_off(stream: Stream, manifests: list[Manifest]) -> None:
+def test_the_stream_passes_every_check_that_is_turned_off(site: Site) -> None:
+    site.portion(is_checked=True)
     calls: Counter[str] = Counter()
     with switched({switch.place: counting(switch.place, lambda place: calls.update([place])) for switch in SWITCHES}):
-        stream.run(VECTORS, ROWS, is_checked=True)
+        site.portion(is_checked=True)
     assert {switch.place for switch in SWITCHES} == set(calls)
-    assert manifests[0].rows == ROWS
+    assert site.manifest().rows == 2 * ROWS
 
 
-def test_both_ways_store_the_same_rows_and_only_one_can_be_proven(stream: Stream, manifests: list[Manifest]) -> None:
-    for is_checked in (True, False):
-        answer = stream.run(VECTORS, ROWS, is_checked=is_checked)
-        assert 0 < answer["embed_cpu_seconds"] < answer["cpu_seconds"]
-    on, off = manifests
-    assert on.rows == off.rows == ROWS and on.checkpoint.media_offset == off.checkpoint.media_offset == ROWS
-    sizes = [[entry.size_bytes for entry in manifest.segments[0].parts.values()] for manifest in manifests]
-    assert len(sizes[0]) == len(sizes[1]) == 2
-    assert all(set(entry.sha256) != {"0"} for entry in on.segments[0].parts.values())
-    assert all(set(entry.sha256) == {"0"} for entry in off.segments[0].parts.values())
-    assert on.ledger[0].object.size_bytes > 0 == off.ledger[0].object.size_bytes
+def test_both_ways_store_the_same_rows_and_only_one_can_be_proven(site: Site) -> None:
+    for is_checked in (True, False, False, True):
+        assert site.portion(is_checked=is_checked) > 0
+    manifest = site.manifest()
+    assert [segment.rows for segment in manifest.segments] == [ROWS] * 4 and manifest.checkpoint.media_offset == 4 * ROWS
+    hashes = [{entry.sha256 for entry in segment.parts.values()} for segment in manifest.segments]
+    assert [found == {"0" * 64} for found in hashes] == [False, True, True, False]
+    assert [len(segment.parts) for segment in manifest.segments] == [2] * 4
+    assert [entry.object.size_bytes > 0 for entry in manifest.ledger] == [True, False, False, True]
 
 
 def test_everything_is_as_it_was_afterwards() -> None:
@@ -111,7 +112,8 @@ def test_a_damaged_batch_is_refused_unless_its_check_is_off() -> None:
 
 
 def test_a_stream_s_records_hold_all_items() -> None:
-    assert [len(list(outgoing(kind, count, 1))) for kind, count in ((PICTURES, 5), (VECTORS, 7), (BLOCKS, 2 * BLOCK_ROWS))] == [5, 7, 2]
+    assert [len(list(outgoing(kind, 3, count, 1))) for kind, count in ((PICTURES, 5), (VECTORS, 7), (BLOCKS, 2 * BLOCK_ROWS))] == [5, 7, 2]
+    assert [record.key for record in outgoing(PICTURES, 3, 2, 1)] == [b"picture-3", b"picture-4"]
     assert set(KINDS.values()) == {PICTURES, VECTORS, BLOCKS} and {goal.limit for goal in CostOfChecks().goals.values()} == {1.03}
 
 
