@@ -7,8 +7,9 @@ Owns: the list of workloads. Never: fails because of a timing.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown workload {', '.join(unknown)}; choose from {', '.join(known)}")
     console = Console(stderr=True)
     machine = facts() | {"quick": asked.quick, "full": asked.full}
+    documents: list[dict[str, Any]] = []
+
+    def keep(name: str, outcome: Outcome) -> None:
+        documents[:] = [write_results(asked.out, machine, {name: outcome})]  # at once: who stops a long run keeps what was measured
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # contexts end, and with them the processes that were started
     with closing(prepared):
-        outcomes, failures, clock = _measure([known[name] for name in names], asked, console)
-    if outcomes:
-        document = write_results(asked.out, machine, outcomes)
+        failures, clock = _measure([known[name] for name in names], asked, console, keep)
+    for document in documents:
         _report(document, known, asked.out)
     print("took", *clock.lines(), sep="\n")
     for name, error in failures.items():
@@ -80,9 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(
-    chosen: Sequence[Workload], asked: argparse.Namespace, console: Console
-) -> tuple[dict[str, Outcome], dict[str, HeadwaterError], RunClock]:
-    outcomes: dict[str, Outcome] = {}
+    chosen: Sequence[Workload], asked: argparse.Namespace, console: Console, keep: Callable[[str, Outcome], None]
+) -> tuple[dict[str, HeadwaterError], RunClock]:
     failures: dict[str, HeadwaterError] = {}
     clock = RunClock([workload.name for workload in chosen], Bench(asked.quick, SEED, Progress(disable=True), asked.full).which)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), LeftColumn(clock, ALL))
@@ -92,12 +97,13 @@ def _measure(
         for workload in chosen:
             try:
                 with clock.running(workload.name):
-                    outcomes[workload.name] = workload.run(bench)
-                outcomes[workload.name].notes["took_seconds"] = clock.seconds()[workload.name]
+                    outcome = workload.run(bench)
+                outcome.notes["took_seconds"] = clock.seconds()[workload.name]
+                keep(workload.name, outcome)
             except HeadwaterError as error:
                 failures[workload.name] = error
             progress.advance(all_of_them)
-    return outcomes, failures, clock
+    return failures, clock
 
 
 def _report(document: Mapping[str, Any], known: Mapping[str, Workload], folder: Path) -> None:
