@@ -51,6 +51,8 @@ from vectors.quantizer import Quantizer
 
 PARTITIONS = 4
 TAIL_BATCH_ROWS = 64
+MEASURED_EVERY = 10
+"""Of many small segments one in so many gets a table of recall: they are alike, a table takes longer than coding, and the trainer's counts most."""
 LOAD_SECONDS = 120.0
 _WRITER, _ROLE, _PREFIX = "bench", "b", "row-"
 

@@ -20,7 +20,7 @@ from bench.frame import Bench, Goal, Measure, Outcome
 from bench.generated_rows import generated_rows
 from bench.intervals import abba, percentile, ratio
 from bench.merged_index import MergedIndex, MergedSearch
-from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of
+from bench.own_rows import MEASURED_EVERY, PARTITIONS, OwnRows, StoredSegment, own_rows, row_of
 from bench.processes import Others
 from bench.trained import generation
 from contracts.errors import CorruptError
@@ -87,7 +87,8 @@ class Filled:
         sealed = len(matrix) - TAIL_ROWS
         bounds = np.linspace(0, sealed, count + 1).astype(int)
         segments = [
-            made.store(at % PARTITIONS, int(start), matrix[start:stop]) for at, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
+            made.store(at % PARTITIONS, int(start), matrix[start:stop], measured=at % MEASURED_EVERY == 0)
+            for at, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
         ]
         live = np.ones(len(matrix), np.bool_)
         for partition in range(PARTITIONS):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from bench.frame import Bench, Goal, Outcome
 from bench.generated_rows import generated_rows
 from bench.intervals import abba, percentile, ratio
-from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, id_of, wait_for
+from bench.own_rows import MEASURED_EVERY, PARTITIONS, OwnRows, StoredSegment, id_of, wait_for
 from bench.processes import Others
 from bench.served_rows import Caller, Served, body_of, served_rows
 from bench.trained import generation
@@ -75,7 +75,10 @@ class HotLoad:
 def _store(made: OwnRows, matrix: NDArray[np.float32], rows: int, arriving: int) -> list[StoredSegment]:
     """Store and commit the rows that are there from the start, and store those that arrive later."""
     bounds = np.linspace(0, rows, BASE_SEGMENTS + 1).astype(int)
-    base = [made.store(at % PARTITIONS, int(start), matrix[start:stop]) for at, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))]
+    base = [
+        made.store(at % PARTITIONS, int(start), matrix[start:stop], measured=at % MEASURED_EVERY == 0)
+        for at, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
+    ]
     for partition in range(PARTITIONS):
         made.commit(partition, [segment for segment in base if segment.partition == partition])
     firsts = range(rows, rows + arriving * SEGMENT_ROWS, SEGMENT_ROWS)
