@@ -55,8 +55,13 @@ BUDGETS: Mapping[str, Budget] = {
     "W13": Budget(ByRun(10, 15, 30), {"rows": ByRun(12_000, 65_536, 65_536)}),
     # pairs all on, all off; items that each run embeds and builds
     "W12": Budget(
-        ByRun(60, 150, 300),
-        {"pairs": ByRun(2, 10, 16), "pictures": ByRun(100, 240, 400), "vectors": ByRun(2000, 5000, 10_000), "blocks": ByRun(10_000, 20_000, 40_000)},
+        ByRun(60, 170, 360),
+        {
+            "pairs": ByRun(2, 10, 16),
+            "pictures": ByRun(100, 240, 400),
+            "vectors": ByRun(2000, 12_000, 30_000),
+            "blocks": ByRun(10_000, 20_000, 40_000),
+        },
     ),
     # rows a second that are asked for; seconds in which requests are counted
     "bill": Budget(ByRun(60, 90, 340), {"rows_per_second": ByRun(500, 1000, 1000), "seconds": ByRun(20, 60, 300)}),
