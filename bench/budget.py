@@ -42,10 +42,10 @@ BUDGETS: Mapping[str, Budget] = {
     "W3": Budget(ByRun(40, 100, 420), {"pairs": ByRun(5, 10, 20), "rows": ByRun(50_000, 200_000, 500_000)}),
     # probes of each phase; seconds of a burst
     "W4": Budget(
-        ByRun(70, 230, 420),
+        ByRun(70, 220, 420),
         {"idle_probes": ByRun(20, 70, 120), "load_probes": ByRun(30, 90, 150), "warm_up_probes": ByRun(5, 15, 20), "burst_seconds": ByRun(3, 6, 10)},
     ),
-    "W5": Budget(ByRun(30, 70, 420), {"rows": ByRun(30_000, 60_000, 400_000), "pairs": ByRun(2, 4, 6), "window_seconds": ByRun(2, 4, 10)}),
+    "W5": Budget(ByRun(30, 95, 420), {"rows": ByRun(30_000, 60_000, 400_000), "pairs": ByRun(2, 4, 6), "window_seconds": ByRun(2, 4, 10)}),
     "filters": Budget(ByRun(20, 45, 300), {"rows": ByRun(50_000, 200_000, 1_000_000), "queries": ByRun(50, 200, 200)}),
     "HTTP": Budget(ByRun(20, 40, 180), {"rows": ByRun(30_000, 60_000, 400_000), "pairs": ByRun(3, 10, 20)}),
     # the index that E2E makes, and W6 and W13 look at
@@ -64,7 +64,7 @@ BUDGETS: Mapping[str, Budget] = {
         },
     ),
     # rows a second that are asked for; seconds in which requests are counted
-    "bill": Budget(ByRun(60, 90, 340), {"rows_per_second": ByRun(500, 1000, 1000), "seconds": ByRun(20, 60, 300)}),
+    "bill": Budget(ByRun(60, 80, 340), {"rows_per_second": ByRun(500, 1000, 1000), "seconds": ByRun(20, 60, 300)}),
 }
 """By workload."""
 
