@@ -1,7 +1,7 @@
 """W12, the cost of the checks: CPU-seconds per 1,000 items of embedding and building with all checks, divided by those without any.
 
 A process of its own (`bench.checked_stream`) works on portion after portion of a stream, A B B A; without checks its functions are replaced by ones
-that believe everything (`bench.checks`). Ratios are of the portions that stand beside each other. docs/benchmarks.md says how to read it.
+that believe everything (`bench.checks`). The ratio is the geometric mean of the pairs'. docs/benchmarks.md says how to read it.
 
 Takes: `Bench`; the local stack, else a file and a folder. Gives: a ratio by kind of items. Owns: the order. Never: turns a check off elsewhere.
 """
@@ -18,7 +18,7 @@ from backends.catalog.admin import CollectionRequest, create_collection, delete_
 from bench.checked_stream import BLOCKS, ENCODER, PICTURES, VECTORS, outgoing
 from bench.checks import SWITCHES
 from bench.frame import Bench, Goal, Measure, Outcome
-from bench.intervals import abba, mean, percentile
+from bench.intervals import abba, paired_ratio, percentile
 from bench.places import Place, open_place, stack_values
 from bench.processes import BenchProcess, machine_cpu_seconds, module_command
 from bench.trained import field_record, generation
@@ -120,7 +120,7 @@ def _compare(bench: Bench, portions: _Portions, place: Place, mode: str) -> tupl
         stream.finish()
     portions.close()
     modes = {
-        mode: mean([on / off for on, off in zip(spent["A"], spent["B"], strict=True)], "ratio", bench.seed),
+        mode: paired_ratio(spent["A"], spent["B"], bench.seed),
         f"{mode}_on": percentile(spent["A"], 50, UNIT, bench.seed),
         f"{mode}_off": percentile(spent["B"], 50, UNIT, bench.seed),
     }
