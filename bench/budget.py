@@ -49,10 +49,10 @@ BUDGETS: Mapping[str, Budget] = {
     "filters": Budget(ByRun(20, 45, 300), {"rows": ByRun(50_000, 200_000, 1_000_000), "queries": ByRun(50, 200, 200)}),
     "HTTP": Budget(ByRun(20, 40, 180), {"rows": ByRun(30_000, 60_000, 400_000), "pairs": ByRun(3, 10, 20)}),
     # the index that E2E makes, and W6 and W13 look at
-    "E2E": Budget(ByRun(50, 70, 240), {"rows": ByRun(20_000, 100_000, 1_000_000), "partitions": ByRun(1, 1, 4), "queries": ByRun(200, 500, 500)}),
-    "W6": Budget(ByRun(30, 50, 120), {"pairs": ByRun(2, 5, 6)}),
+    "E2E": Budget(ByRun(30, 45, 240), {"rows": ByRun(20_000, 100_000, 1_000_000), "partitions": ByRun(1, 1, 4), "queries": ByRun(200, 500, 500)}),
+    "W6": Budget(ByRun(15, 25, 120), {"pairs": ByRun(2, 5, 6)}),
     # rows of the segment that is coded
-    "W13": Budget(ByRun(10, 15, 30), {"rows": ByRun(12_000, 65_536, 65_536)}),
+    "W13": Budget(ByRun(5, 10, 30), {"rows": ByRun(12_000, 65_536, 65_536)}),
     # pairs all on, all off; items that each run embeds and builds
     "W12": Budget(
         ByRun(60, 170, 360),
