@@ -87,6 +87,8 @@ class CollectionCatalog:
             record = self._version(keys, self._newest(keys.versions_prefix))
             if record is None:
                 raise CorruptError(f"{keys.prefix}: the name points here, but there is no collection record")
+            self._read[keys.prefix] = record
+            return record
         while (following := self._version(keys, record.version + 1)) is not None:
             record = following
         self._read[keys.prefix] = record
