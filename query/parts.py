@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from contracts.item import VersionOrder, version_order
 from query.filter_index import FilterIndex
-from query.texts import Texts
+from query.texts import JoinedTexts, Texts
 from vectors.logical_index import Lease, LogicalIndex
 
 TAIL = "tail"
@@ -161,6 +161,11 @@ class RowColumns:
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
     event_time_us: NDArray[np.int64]
+    version_of: Callable[[int], int] = field(init=False, repr=False)
+    """A row's offset as Python's own number; a view of the buffer gives it in half the time that an array takes."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version_of", memoryview(self.offsets.data).__getitem__)
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> RowColumns:
@@ -189,8 +194,8 @@ class Part:
         shape (n,); False for a row that a newer version or a delete took away.
     newest_row : callable, optional
         The tail's look-up of an id: None where it never came; the row of its newest version, which may lie behind this part's rows.
-    ids : Texts, optional
-        A segment's ids by row.
+    ids : Texts or JoinedTexts, optional
+        The ids by row, where they are ready to be shown.
     filter_index : FilterIndex, optional
         A segment's.
     """
@@ -202,7 +207,7 @@ class Part:
     vectors: Mapping[str, Column]
     live: NDArray[np.bool_]
     newest_row: Callable[[str], int | None] | None = None
-    ids: Texts | None = None
+    ids: Texts | JoinedTexts | None = None
     filter_index: FilterIndex | None = None
 
     @property

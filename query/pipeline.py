@@ -11,7 +11,7 @@ Owns: the order of the steps, and their times. Never: waits, or knows HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,14 +22,15 @@ from query import scan
 from query import search as plan
 from query.collection_view import CollectionSnapshot
 from query.filters import parse_filter
-from query.hits import Shown, bare_point, lineage_of, show_point
+from query.found import FoundRows, RowRef, bare_point
+from query.hits import Shown, lineage_of, show_point
 from query.http_models import CountRequest, QueryBatchRequest, QueryRequest, ScrollRequest, SearchParams, Selection
 from query.media import Media, MediaReader
 from query.query_vectors import ByMedia, ByVector, QueryEncoders, Wanted, checked_vector, choose_field, in_metric, parse_query
 from query.scroll_pins import ScrollPins
-from query.search import Effort, RowRef, VectorSearch
+from query.search import Effort, VectorSearch
 
-_USUAL, _BARE = SearchParams(), Shown(payload=False)
+_USUAL = SearchParams()
 
 
 @dataclass(slots=True)
@@ -125,12 +126,13 @@ class Pipeline:
         scored = [RowRef(ref.partition, ref.part, ref.row, 0.0) for ref in refs[request.offset :]]  # Qdrant's scored points have a score
         return Answer({"points": self.show(snapshot, scored, request, payload=False)})
 
-    def show(self, snapshot: CollectionSnapshot, refs: list[RowRef], request: Selection, payload: bool) -> list[dict[str, Any]]:
+    def show(self, snapshot: CollectionSnapshot, refs: Sequence[RowRef], request: Selection, payload: bool) -> list[dict[str, Any]]:
         """From rows to points; `payload` says what is meant where the request does not."""
-        shown = Shown(payload if request.with_payload is None else request.with_payload, request.with_vector, request.with_lineage)
+        with_payload = payload if request.with_payload is None else request.with_payload
         with self._timed(snapshot, "payload"):
-            if shown == _BARE:
-                return [bare_point(ref) for ref in refs]
+            if with_payload is False and request.with_vector is False and not request.with_lineage:
+                return refs.bare_points() if isinstance(refs, FoundRows) else [bare_point(ref) for ref in refs]
+            shown = Shown(with_payload, request.with_vector, request.with_lineage)
             return [show_point(snapshot, ref, shown) for ref in refs]
 
     # ---- the other reads ----------------------------------------------------------------------------------------

@@ -90,7 +90,8 @@ class LeftRight:
         self._readers = [0, 0]
         self._missed: list[Change] = []
         self._is_closed = False
-        self._turn = threading.Condition()
+        self._counting = threading.Lock()  # of its own for readers: a condition is entered by functions of Python's
+        self._turn = threading.Condition(self._counting)
 
     @property
     def rows(self) -> int:
@@ -104,7 +105,7 @@ class LeftRight:
 
     def pin(self) -> int:
         """Take the active side for reading; `unpin` must follow."""
-        with self._turn:
+        with self._counting:
             while self._is_closed:
                 self._turn.wait()
             side = self._active
@@ -113,9 +114,9 @@ class LeftRight:
 
     def unpin(self, side: int) -> None:
         """Give a pinned side back."""
-        with self._turn:
+        with self._counting:
             self._readers[side] -= 1
-            if not self._readers[side]:
+            if not self._readers[side] and (side != self._active or self._is_closed):  # only then somebody may wait
                 self._turn.notify_all()
 
     def write(self, change: Change) -> None:
