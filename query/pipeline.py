@@ -24,13 +24,11 @@ from query.collection_view import CollectionSnapshot
 from query.filters import parse_filter
 from query.found import FoundRows, RowRef, bare_point
 from query.hits import Shown, lineage_of, show_point
-from query.http_models import CountRequest, QueryBatchRequest, QueryRequest, ScrollRequest, SearchParams, Selection
+from query.http_models import CountRequest, QueryBatchRequest, QueryRequest, ScrollRequest, Selection
 from query.media import Media, MediaReader
 from query.query_vectors import ByMedia, ByVector, QueryEncoders, Wanted, checked_vector, choose_field, in_metric, parse_query
 from query.scroll_pins import ScrollPins
 from query.search import Effort, VectorSearch
-
-_USUAL = SearchParams()
 
 
 @dataclass(slots=True)
@@ -58,6 +56,7 @@ class Pipeline:
         self.encoders = QueryEncoders(engines.settings, decoding)
         self._media = MediaReader(engines, decoding)
         self._scrolls = ScrollPins(engines.clock)
+        self._usual_effort = Effort(engines.settings.target_recall)
         self._observers: dict[tuple[str, str], Callable[[float], None]] = {}
 
     # ---- points/query -------------------------------------------------------------------------------------------
@@ -114,9 +113,10 @@ class Pipeline:
                 raise SettingsError(f"the point has no vector in field {searched.name!r}", hint="name another field in `using`", code="no_vector")
             vector = in_metric(stored, searched)
         chosen = None if request.filter is None else parse_filter(request.filter, snapshot.record.attributes)
-        params = request.params or _USUAL
-        target = self._engines.settings.target_recall if params.target_recall is None else params.target_recall
-        effort = Effort(target, params.nprobe, params.exact)
+        params, effort = request.params, self._usual_effort
+        if params is not None:
+            target = effort.target_recall if params.target_recall is None else params.target_recall
+            effort = Effort(target, params.nprobe, params.exact)
         return VectorSearch(searched, vector, request.limit, request.offset, chosen, request.score_threshold, without, effort)
 
     def _listed(self, snapshot: CollectionSnapshot, request: QueryRequest) -> Answer:

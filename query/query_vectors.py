@@ -69,6 +69,8 @@ def parse_query(raw: Any) -> Wanted | None:
     SettingsError
         ``invalid_query``: none of the known forms.
     """
+    if isinstance(raw, np.ndarray):
+        return ByVector(raw)
     if isinstance(raw, Mapping) and set(raw) == {"nearest"}:
         raw = raw["nearest"]
     if raw is None:
