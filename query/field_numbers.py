@@ -116,7 +116,7 @@ class Numbering:
         """The rows of each query: numbers, -1 where there is none, and scores, both of shape (q, k)."""
         places, places_of = self._places, self._later_starts.searchsorted(numbers, "right").tolist()
         return [
-            FoundRows([(places[at], number, score) for at, number, score in zip(*each, strict=True) if number >= 0])
+            FoundRows([(place := places[at], number + place[2], score) for at, number, score in zip(*each, strict=True) if number >= 0])
             for each in zip(places_of, numbers.tolist(), scores.tolist(), strict=True)
         ]
 

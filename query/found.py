@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
 from query.parts import Part
+from query.texts import Texts
 
 
 class RowRef(NamedTuple):
@@ -25,23 +26,31 @@ class RowRef(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where numbers of one span are rows: number n is row ``n + shift`` of a part, whose ids and media offsets are asked for by row."""
+    """Where numbers of one span are rows: number n is row ``n + shift`` of a part; with what a bare point shows of it, at hand.
+
+    An id is ``data[ends[row] : ends[row + 1]]`` where the part's ids lie in one column (`query.texts`), else `ends` is None.
+    """
 
     partition: int
     part: Part
     shift: int
-    id_of: Callable[[int], str]
+    ends: memoryview | None
+    data: memoryview
     version_of: Callable[[int], int]
 
     @classmethod
     def of(cls, partition: int, part: Part, shift: int) -> Place:
         """Of a part."""
-        id_of = part.id if part.ids is None else part.ids.__getitem__
-        return cls(partition, part, shift, id_of, part.columns.version_of)
+        ids = part.ids
+        ends, data = (ids.ends, ids.data) if isinstance(ids, Texts) else (None, _NOTHING)
+        return cls(partition, part, shift, ends, data, part.columns.version_of)
+
+
+_NOTHING = memoryview(b"")
 
 
 class FoundRows(Sequence[RowRef]):
-    """Hits of one search, best first: each with its place, number and score."""
+    """Hits of one search, best first: each with its place, its row there and its score."""
 
     __slots__ = ("_entries",)
 
@@ -58,17 +67,21 @@ class FoundRows(Sequence[RowRef]):
     def __getitem__(self, at: int | slice) -> RowRef | FoundRows:
         if isinstance(at, slice):
             return FoundRows(self._entries[at])
-        place, number, score = self._entries[at]
-        return RowRef(place[0], place[1], number + place[2], score)
+        place, row, score = self._entries[at]
+        return RowRef(place.partition, place.part, row, score)
 
     def __iter__(self) -> Iterator[RowRef]:
-        return (RowRef(place[0], place[1], number + place[2], score) for place, number, score in self._entries)
+        return (RowRef(place.partition, place.part, row, score) for place, row, score in self._entries)
 
     def bare_points(self) -> list[dict[str, Any]]:
         """What `bare_point` makes of each, without the references in between."""
         return [
-            {"id": id_of(number + shift), "version": version_of(number + shift), "score": score}
-            for (_, _, shift, id_of, version_of), number, score in self._entries
+            {
+                "id": part.id(row) if ends is None else str(data[ends[row] : ends[row + 1]], "utf-8"),
+                "version": version_of(row),
+                "score": score,
+            }
+            for (_, part, _, ends, data, version_of), row, score in self._entries
         ]
 
 

@@ -1,5 +1,6 @@
-"""The short way to the two reads that are asked most, past the framework's own: it looks through all routes, checks parameters that are not there, and
-opens and closes what none of our handlers uses. That takes a query as long as comparing it with the rows.
+"""The short way to the two reads that are asked most, past the framework's own.
+
+That one looks through all routes, checks parameters that are not there, and opens and closes what none of our handlers uses.
 
 Takes: requests for `points/query` and its batch. Gives: the answers of the same handlers that the app's routes name. Owns: nothing.
 Never: answers otherwise than the route would; what is not plainly one of the two is the app's matter.

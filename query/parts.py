@@ -162,16 +162,23 @@ class RowColumns:
     items: NDArray[np.int32]
     event_time_us: NDArray[np.int64]
     version_of: Callable[[int], int] = field(init=False, repr=False)
-    """A row's offset as Python's own number; a view of the buffer gives it in half the time that an array takes."""
+    """A row's offset as Python's own number."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "version_of", memoryview(self.offsets.data).__getitem__)
+        object.__setattr__(self, "version_of", _value_of(self.offsets))
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> RowColumns:
         """Columns of an Arrow batch of stored rows."""
         times = pc.fill_null(batch.column("event_time").cast(pa.int64()), pa.scalar(NEVER_US, pa.int64()))
         return cls(batch.column("offset").to_numpy(), batch.column("item").to_numpy(), times.to_numpy())
+
+
+def _value_of(values: NDArray[np.int64]) -> Callable[[int], int]:
+    """From a place to the value there; values that count up one by one need no look into memory that no cache holds."""
+    if len(values) and int(values[-1]) - int(values[0]) == len(values) - 1 and bool((values[1:] > values[:-1]).all()):
+        return int(values[0]).__add__
+    return memoryview(values.data).__getitem__
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -81,21 +81,21 @@ class Pipeline:
 
     def query_batch(self, snapshot: CollectionSnapshot, request: QueryBatchRequest) -> Answer:
         """The answers of several queries to one snapshot, which are those of single ones: what is alike is searched together; raises as `query`."""
-        answers: dict[int, Answer] = {}
+        results: dict[int, Any] = {}
         searches: dict[int, VectorSearch] = {}
         for at, each in enumerate(request.searches):
             self._check_limit(each.limit)
             wanted = parse_query(each.query)
             if wanted is None:
-                answers[at] = self._listed(snapshot, each)
+                results[at] = self._listed(snapshot, each).result
             else:
                 searches[at] = self.to_search(snapshot, wanted, each)
         with self._timed(snapshot, "search"):
             found = plan.search_many(snapshot, list(searches.values()))
-        for at, (refs, compared) in zip(searches, found, strict=True):
-            answers[at] = Answer({"points": self.show(snapshot, refs, request.searches[at], payload=False)}, {"searched_rows": compared})
-        in_order = [answers[at] for at in range(len(request.searches))]
-        return Answer([answer.result for answer in in_order], {"searched_rows": sum(answer.usage.get("searched_rows", 0) for answer in in_order)})
+        for at, (refs, _) in zip(searches, found, strict=True):
+            results[at] = {"points": self.show(snapshot, refs, request.searches[at], payload=False)}
+        in_order = [results[at] for at in range(len(request.searches))]
+        return Answer(in_order, {"searched_rows": sum([compared for _, compared in found])})
 
     def to_search(self, snapshot: CollectionSnapshot, wanted: Wanted, request: QueryRequest) -> VectorSearch:
         """From what is asked for to a vector in one field."""
@@ -129,10 +129,10 @@ class Pipeline:
     def show(self, snapshot: CollectionSnapshot, refs: Sequence[RowRef], request: Selection, payload: bool) -> list[dict[str, Any]]:
         """From rows to points; `payload` says what is meant where the request does not."""
         with_payload = payload if request.with_payload is None else request.with_payload
+        if with_payload is False and request.with_vector is False and not request.with_lineage:
+            return refs.bare_points() if isinstance(refs, FoundRows) else [bare_point(ref) for ref in refs]
+        shown = Shown(with_payload, request.with_vector, request.with_lineage)
         with self._timed(snapshot, "payload"):
-            if with_payload is False and request.with_vector is False and not request.with_lineage:
-                return refs.bare_points() if isinstance(refs, FoundRows) else [bare_point(ref) for ref in refs]
-            shown = Shown(with_payload, request.with_vector, request.with_lineage)
             return [show_point(snapshot, ref, shown) for ref in refs]
 
     # ---- the other reads ----------------------------------------------------------------------------------------

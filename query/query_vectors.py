@@ -102,7 +102,7 @@ def choose_field(index: IndexRecord, using: str | None) -> FieldRecord:
         ``field_not_found``.
     """
     if using is None:
-        return index.field("fused") or index.fields[0]
+        return index.fields[0] if len(index.fields) == 1 else index.field("fused") or index.fields[0]
     found = index.field(using)
     if found is None:
         names = ", ".join(field.name for field in index.fields)
@@ -126,7 +126,7 @@ def checked_vector(values: Sequence[float] | NDArray[np.floating[Any]], field: F
     except OverflowError:
         raise _bad_vector("the query has a number beyond float64") from None
     # a norm that is not too large says the same of every number: the usual case, in one pass
-    if field.metric == "cosine" and 0 < (norm := math.sqrt(np.vdot(wide, wide))) <= _LARGEST:
+    if field.metric == "cosine" and 0 < (norm := math.sqrt(wide.dot(wide))) <= _LARGEST:
         return (wide / norm).astype(np.float32)
     if not np.abs(wide).max() <= _LARGEST:  # also where one is NaN
         raise _bad_vector("the query has a number that is not finite as float32")

@@ -42,8 +42,7 @@ class Effort:
     exact: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class VectorSearch:
+class VectorSearch(NamedTuple):
     """What to search for: `vector`, shape (d,), C order, in `field`; the row `without` is left out."""
 
     field: FieldRecord
@@ -74,21 +73,18 @@ def search(snapshot: CollectionSnapshot, wanted: VectorSearch) -> Found:
 
 def search_many(snapshot: CollectionSnapshot, wanted: Sequence[VectorSearch]) -> list[Found]:
     """Answers of several searches, in their order: those of one field, filter and effort are searched together, with the answers of single ones."""
-    groups: list[list[int]] = []
+    groups: list[tuple[tuple[object, ...], list[int]]] = []
     for at, each in enumerate(wanted):
-        alike = next((group for group in groups if _alike(wanted[group[0]], each)), None)
+        kind = _kind(each)
+        alike = next((group for known, group in groups if known == kind), None)
         if alike is None:
-            groups.append([at])
+            groups.append((kind, [at]))
         else:
             alike.append(at)
     found: dict[int, Found] = {}
-    for group in groups:
+    for _, group in groups:
         found.update(zip(group, _search_alike(snapshot, [wanted[at] for at in group]), strict=True))
     return [found[at] for at in range(len(wanted))]
-
-
-def _alike(one: VectorSearch, other: VectorSearch) -> bool:
-    return _kind(one) == _kind(other)
 
 
 def _kind(wanted: VectorSearch) -> tuple[object, ...]:

@@ -17,20 +17,20 @@ class Texts:
     Parameters
     ----------
     column : pyarrow.StringArray
-        utf8, no nulls.
+        utf8, no nulls. The string of row r is ``data[ends[r]:ends[r + 1]]``.
     """
 
-    __slots__ = ("_data", "_ends")
+    __slots__ = ("data", "ends")
 
     def __init__(self, column: pa.StringArray) -> None:
         _, offsets, data = column.buffers()
         ends = memoryview(offsets).cast("B").cast("i") if offsets is not None else memoryview(bytes(4)).cast("i")
-        self._ends = ends[column.offset : column.offset + len(column) + 1]
-        self._data = memoryview(data).cast("B") if data is not None else memoryview(b"")
+        self.ends = ends[column.offset : column.offset + len(column) + 1]
+        self.data = memoryview(data).cast("B") if data is not None else memoryview(b"")
 
     def __getitem__(self, row: int) -> str:
         """The string of a row."""
-        return str(self._data[self._ends[row] : self._ends[row + 1]], "utf-8")
+        return str(self.data[self.ends[row] : self.ends[row + 1]], "utf-8")
 
 
 class JoinedTexts:
