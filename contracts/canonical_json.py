@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic_core import from_json
@@ -49,12 +50,13 @@ def _checked_strings(value: Any) -> int:
         strings += types.count(str) + sum(map(len, (box for box in level if type(box) is dict)))
         if _BOXES.isdisjoint(types):
             return strings
-        level = [child for box in level if type(box) in _BOXES for child in (box.values() if type(box) is dict else box)]
+        boxes = [box.values() if type(box) is dict else box for box in level if type(box) in _BOXES]
+        level = [child for box in boxes if not _are_finite_numbers(box) for child in box]
     raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}")
 
 
-def _are_finite_numbers(level: list[Any]) -> bool:
-    """Whether a level is numbers alone, and none of them infinite, where one sum tells; it may be so where this says no."""
+def _are_finite_numbers(level: Iterable[Any]) -> bool:
+    """Whether values are numbers alone, and none of them infinite, where one sum tells; it may be so where this says no."""
     try:
         return math.isfinite(sum(level))
     except (TypeError, OverflowError):

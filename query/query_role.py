@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = 1024
 CHECK_SECONDS = 1.0
 SWITCH_SECONDS = 0.001
-"""How long a thread may keep the interpreter while others wait, five times as often as by default: a query needs it four times on its way, and what loads
+"""How long a thread may keep the interpreter while others wait, a fifth of the default: a query needs it four times on its way, and what loads
 segments beside it would make it wait each time."""
 COLLECT_AFTER = (10_000, 20, 20)
 """Objects that may be made, and not go, before the youngest are looked at; rounds of those before the older ones are, and of those before all are."""
