@@ -127,7 +127,8 @@ def checked_vector(values: Sequence[float] | NDArray[np.floating[Any]], field: F
         raise _bad_vector("the query has a number beyond float64") from None
     # a norm that is not too large says the same of every number: the usual case, in one pass
     if field.metric == "cosine" and 0 < (norm := math.sqrt(wide.dot(wide))) <= _LARGEST:
-        return (wide / norm).astype(np.float32)
+        wide /= norm
+        return wide.astype(np.float32)
     if not np.abs(wide).max() <= _LARGEST:  # also where one is NaN
         raise _bad_vector("the query has a number that is not finite as float32")
     return in_metric(wide.astype(np.float32), field)
