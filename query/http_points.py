@@ -24,7 +24,18 @@ from query.deletes import SentDeletes, send_deletes
 from query.discovery import Collections
 from query.freshness import fresh_snapshot
 from query.http_errors import NO_SNIFF, DeletesOffError, of_error, status_of
-from query.http_models import Body, BodyType, Consistency, CountRequest, DeleteRequest, QueryBatchRequest, QueryRequest, ScrollRequest, read_body
+from query.http_models import (
+    ANYHOW,
+    Body,
+    BodyType,
+    Consistency,
+    CountRequest,
+    DeleteRequest,
+    QueryBatchRequest,
+    QueryRequest,
+    ScrollRequest,
+    read_body,
+)
 from query.pipeline import Answer, Pipeline
 
 MEDIA_HEADERS = NO_SNIFF | {
@@ -32,7 +43,6 @@ MEDIA_HEADERS = NO_SNIFF | {
     "cache-control": "private, max-age=300",
     "cross-origin-resource-policy": "same-origin",
 }
-_ANYHOW = Consistency()
 PREFIX = "/collections/{collection}/points"
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 Work = Callable[[CollectionSnapshot], Answer | Response]
@@ -96,7 +106,7 @@ class PointRoutes:
         """Answer several queries from one snapshot."""
 
         def work(body: QueryBatchRequest) -> Work:
-            if any(search.consistency != _ANYHOW for search in body.searches):
+            if any(search.consistency != ANYHOW for search in body.searches):
                 raise SettingsError(
                     "a search of a batch has a consistency of its own", hint="give one consistency beside `searches`", code="invalid_request"
                 )
@@ -169,7 +179,7 @@ class PointRoutes:
     async def _read(self, request: Request, collection: str, model: type[BodyType], to_work: Callable[[BodyType], Work]) -> Response:
         async def work() -> tuple[Consistency, Work]:
             body = read_body(await request.body(), model, self._engines.settings.max_body_bytes)
-            consistency: Consistency = getattr(body, "consistency", _ANYHOW)
+            consistency: Consistency = getattr(body, "consistency", ANYHOW)
             return consistency, to_work(body)
 
         return await self._answer(collection, work)
