@@ -126,7 +126,7 @@ def checked_vector(values: Sequence[float] | NDArray[np.floating[Any]], field: F
     except OverflowError:
         raise _bad_vector("the query has a number beyond float64") from None
     # a norm that is not too large says the same of every number: the usual case, in one pass
-    if field.metric == "cosine" and 0 < (norm := math.sqrt(wide.dot(wide))) <= _LARGEST:
+    if field.metric == "cosine" and 0 < (norm := math.sqrt(np.vdot(wide, wide))) <= _LARGEST:
         wide /= norm
         return wide.astype(np.float32)
     if not np.abs(wide).max() <= _LARGEST:  # also where one is NaN
