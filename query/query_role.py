@@ -10,7 +10,6 @@ import errno
 import gc
 import logging
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 1024
 CHECK_SECONDS = 1.0
-SWITCH_SECONDS = 0.001
-"""How long a thread may keep the interpreter while others wait, a fifth of the default: a query needs it four times on its way, and what loads
-segments beside it would make it wait each time."""
 COLLECT_AFTER = (10_000, 20, 20)
 """Objects that may be made, and not go, before the youngest are looked at; rounds of those before the older ones are, and of those before all are."""
 
@@ -57,7 +53,6 @@ def run_query(engines: Engines, stop: threading.Event, on_ready: Callable[[int],
         The server or a collection's thread ended by mistake.
     """
     spare_the_collector()
-    sys.setswitchinterval(SWITCH_SECONDS)
     listening = bind(engines.settings)
     collections = Collections(engines)
     try:
