@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast simulate lint stack stack-stop bench bench-full docs lock
+MINUTES ?= 30
+
+.PHONY: demo test test-fast simulate faults soak lint stack stack-stop bench bench-full docs lock
 
 demo:            ## set up, index the sample pictures, serve the search page; ARGS=--check exits 0 or 1
 	@$(PYTHON) -m deploy.setup run
@@ -19,6 +21,14 @@ test-fast:       ## no servers, no model, no browser; three workers on two cores
 simulate:        ## the whole protocol by seeds, and each planted bug; ARGS="--seeds 10000"
 	@$(PYTHON) -m deploy.setup dev
 	@$(BIN)/python -m tests.simulation $(ARGS)
+
+faults:          ## every fault of the matrix on real processes, a Kafka and a MinIO of its own; results/faults.json; ARGS="--only 4,9"
+	@$(PYTHON) -m deploy.setup dev
+	@$(BIN)/python -m tests.faults $(ARGS)
+
+soak:            ## random faults under load for MINUTES; results/soak.json; ARGS="--seed 7"
+	@$(PYTHON) -m deploy.setup dev
+	@$(BIN)/python -m tests.faults --soak --minutes $(MINUTES) $(ARGS)
 
 lint:
 	@$(PYTHON) -m deploy.setup dev

@@ -46,10 +46,10 @@ class KafkaReader:
     Parameters
     ----------
     bounds : callable
-        First and next offsets of a topic; asked only when nothing came for `watchdog_seconds`.
+        First and next offsets of a topic; asked only when nothing came from a partition for `watchdog_seconds`.
     watchdog_seconds : float
-        When unread records stay unread for two such periods, the consumer is built anew at its positions
-        (kafka-python's fetcher stalled in 3.0.6 and 3.0.9). When the broker is gone, this is how long it takes to say so.
+        When unread records of a partition stay unread for two such periods, whatever comes from others, the consumer is built anew at its
+        positions (kafka-python's fetcher stalled in 3.0.6 and 3.0.9). When the broker is gone, this is how long it takes to say so.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class KafkaReader:
         self._lock = threading.RLock()  # of the three below; the group's listener changes them on another thread
         self._positions: dict[int, int] = dict(positions)
         self._paused: set[int] = set()
-        self._last_record_at = time.monotonic()
+        self._moved_at: dict[int, float] = {}
+        self._asked_at = time.monotonic()
         self._suspects: dict[int, int] = {}
         self._client = self._connect()
 
@@ -103,7 +104,7 @@ class KafkaReader:
                 if at.partition in self._positions:  # else it was revoked, or assigned and not yet sought
                     found += map(to_record, raws)
                     self._positions[at.partition] = raws[-1].offset + 1
-        self._watch(bool(found))
+        self._watch({record.partition for record in found})
         return found
 
     def _name_place(self, error: DataLossError) -> DataLossError:
@@ -115,19 +116,19 @@ class KafkaReader:
     def _fetch(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Any]]:
         return dict(self._client.poll(timeout_ms=timeout_ms, max_records=max_records))
 
-    def _watch(self, progress: bool) -> None:
-        """Notice, while nothing comes, that something should (or that nobody answers)."""
+    def _watch(self, moved: set[int]) -> None:
+        """Notice, while nothing comes from a partition, that something should (or that nobody answers)."""
         now = time.monotonic()
         with self._lock:
             active = {p for p in self._positions if p not in self._paused}
-        if progress or not active:
-            self._last_record_at, self._suspects = now, {}
+        self._moved_at = {p: now if p in moved else self._moved_at.get(p, now) for p in active}
+        quiet = {p for p, at in self._moved_at.items() if now - at >= self._watchdog_seconds}
+        self._suspects = {p: position for p, position in self._suspects.items() if p in quiet}
+        if not quiet or now - self._asked_at < self._watchdog_seconds:
             return
-        if now - self._last_record_at < self._watchdog_seconds:
-            return
-        self._last_record_at = now
+        self._asked_at = now
         held = self._bounds(self._topic)  # UnavailableError tells the caller that the broker is gone
-        unread = {p: self.position(p) for p in active if p in held and self.position(p) < held[p].next_offset}
+        unread = {p: self.position(p) for p in quiet if p in held and self.position(p) < held[p].next_offset}
         stuck = {p for p, position in unread.items() if self._suspects.get(p) == position}
         self._suspects = unread
         if stuck:
@@ -135,7 +136,7 @@ class KafkaReader:
             self._reopen()
 
     def _reopen(self) -> None:
-        self._suspects = {}
+        self._moved_at, self._suspects = {}, {}
         self._client.close(timeout_ms=_CLOSE_MS)
         self._client = self._connect()
 

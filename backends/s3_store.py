@@ -9,25 +9,24 @@ client repeats puts, so that a commit whose answer was lost meets its own object
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import re
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
-import certifi
-import urllib3
 from minio import Minio
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 from urllib3.response import BaseHTTPResponse
 
+from backends.s3_answers import CREDENTIAL_CODES, AnswerError, AnswerPool, no_answer, refusal, tls_context
 from backends.store_rules import check_prefix, check_range, prove_conditions
 from contracts.clock import Clock, SystemClock
-from contracts.errors import RecordError, SettingsError, UnavailableError
+from contracts.errors import RecordError, UnavailableError
 from contracts.metrics import Metrics
 from contracts.object_keys import validate_key
 from contracts.store import BucketObject, ObjectInfo, PutOutcome, StoredObject
@@ -35,45 +34,12 @@ from contracts.store import BucketObject, ObjectInfo, PutOutcome, StoredObject
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_SECONDS = 3.0
-READ_TIMEOUT_SECONDS = 10.0
-PUT_TIMEOUT_SECONDS = 30.0  # the store writes and syncs the whole body before it answers
 RETRY_BUDGET_SECONDS = 8.0  # no attempt begins later, so an address that swallows packets costs 8 + 3 s
 MAX_ATTEMPTS = 8
+TAGGED_BYTES = 1 << 20
+_MD5 = re.compile(r"[0-9a-f]{32}")
 _NOT_A_LISTING = (ElementTree.ParseError, ValueError)
 """What minio-py raises for a listing that is no XML, or lacks an element."""
-_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
-_CREDENTIAL_CODES = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidTokenId", "ExpiredToken", "AuthorizationHeaderMalformed"})
-
-
-class _AnswerError(Exception):
-    """The store answered with something other than success; raised before minio-py's own reading of it.
-
-    That reading fails on a 409 without a body (ValueError on HEAD, no status on PUT), so it is never reached.
-    """
-
-    def __init__(self, status: int, code: str) -> None:
-        super().__init__(f"HTTP {status} {code}".rstrip())
-        self.status = status
-        self.code = code
-
-    @property
-    def is_passing(self) -> bool:
-        """Whether the same request may succeed later."""
-        return self.status in (408, 425, 429) or (self.status >= 500 and self.status != 501)
-
-
-class _AnswerPool(urllib3.PoolManager):
-    """One request on the wire per call: no retries, no redirects, bounded time."""
-
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> BaseHTTPResponse:  # type: ignore[override]
-        seconds = PUT_TIMEOUT_SECONDS if method == "PUT" else READ_TIMEOUT_SECONDS
-        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=seconds)
-        response = super().urlopen(method, url, redirect=False, retries=False, timeout=timeout, **kw)
-        if response.status in (200, 204, 206):
-            return response
-        found = _CODE.search(response.data[:65536]) if method != "HEAD" else None
-        raise _AnswerError(response.status, found.group(1).decode() if found else "")
 
 
 class S3Store:
@@ -119,7 +85,8 @@ class S3Store:
         self._bucket = bucket
         self._metrics = metrics
         self._clock = clock or SystemClock()
-        self._pool = _AnswerPool(num_pools=2, maxsize=64, ssl_context=_tls_context() if secure else None)
+        self._has_md5_tags = True  # until an object shows that they are something else: those of encrypted ones are
+        self._pool = AnswerPool(num_pools=2, maxsize=64, ssl_context=tls_context() if secure else None)
         self._client = Minio(endpoint, access_key or None, secret_key or None, secure=secure, region=region, http_client=self._pool)
         self._ensure_bucket()
 
@@ -140,7 +107,7 @@ class S3Store:
         def attempt() -> PutOutcome:
             try:
                 response = self._client._execute("PUT", self._bucket, key, body=data, headers=dict(condition), no_body_trace=True)
-            except _AnswerError as answer:
+            except AnswerError as answer:
                 return self._outcome(answer, "If-Match" in condition)
             except (NewConnectionError, ConnectTimeoutError):
                 raise
@@ -152,7 +119,7 @@ class S3Store:
 
         return self._repeat("put", attempt)
 
-    def _outcome(self, answer: _AnswerError, is_swap: bool) -> PutOutcome:
+    def _outcome(self, answer: AnswerError, is_swap: bool) -> PutOutcome:
         """Read a refusal as AWS documents conditional writes (S3 user guide, conditional-writes)."""
         if answer.status == 412:
             return PutOutcome.EXISTS
@@ -162,7 +129,7 @@ class S3Store:
             return PutOutcome.CONFLICT
         if answer.is_passing:
             return PutOutcome.UNKNOWN  # a proxy may say 503 although the store behind it has stored the object
-        raise self._refusal(answer) from answer
+        raise refusal(self._where, answer) from answer
 
     def delete(self, key: str) -> None:
         """Remove the object; no error when it is not there."""
@@ -171,9 +138,22 @@ class S3Store:
     # ---- reading ------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> StoredObject | None:
-        """The whole object, or None; a body shorter than announced is fetched again."""
-        response = self._read_or_none("GET", validate_key(key), {})
-        return None if response is None else StoredObject(response.data, _etag(response))
+        """The whole object, or None; a body shorter than announced, or a small one that its entity tag contradicts, is fetched again."""
+        same, before = 0, b""
+        for _ in range(MAX_ATTEMPTS):
+            response = self._read_or_none("GET", validate_key(key), {})
+            if response is None:
+                return None
+            found = StoredObject(response.data, _etag(response))
+            if not self._has_md5_tags or _fits_tag(found):
+                return found
+            same = same + 1 if found.data == before else 0
+            if same == 2:  # spoilt on its way it would hardly come the same three times: tags are no MD5 here
+                self._has_md5_tags = False
+                return found
+            logger.warning("bytes and entity tag of an object differ, it is read again", extra={"object_key": key})
+            before = found.data
+        raise UnavailableError(f"object {key} came with other bytes each time", hint="something between here and the object store spoils them")
 
     def get_range(self, key: str, start: int, length: int) -> bytes | None:
         """Up to `length` bytes from `start`; shorter only at the object's end; None when there is no object."""
@@ -182,7 +162,7 @@ class S3Store:
             return None if self.head(key) is None else b""
         try:
             response = self._read_or_none("GET", validate_key(key), {"Range": f"bytes={start}-{start + length - 1}"})
-        except _AnswerError:
+        except AnswerError:
             return b""  # 416: the range begins at or behind the object's end
         if response is None:
             return None
@@ -207,7 +187,7 @@ class S3Store:
             except (HTTPError, OSError) as error:
                 broken += 1
                 if broken == MAX_ATTEMPTS:
-                    raise self._no_answer(error, broken) from error
+                    raise no_answer(self._where, error, broken) from error
                 self._clock.wait(threading.Event(), 0.005 * 2**broken)
             finally:
                 response.close()  # of a body that was read to its end, the connection is back in the pool already
@@ -216,7 +196,7 @@ class S3Store:
         headers = {"Range": f"bytes={start}-"} if start else {}
         try:
             found: BaseHTTPResponse = self._client._execute("GET", self._bucket, key, headers=dict(headers), preload_content=False)
-        except _AnswerError as answer:
+        except AnswerError as answer:
             if answer.status == 404 and answer.code in ("NoSuchKey", ""):
                 return None
             raise
@@ -232,13 +212,13 @@ class S3Store:
             version: dict[str, Any] | None = None if version_id is None else {"versionId": version_id}
             try:
                 found = self._client._execute("GET", bucket, name, headers={"Range": f"bytes=0-{most_bytes - 1}"}, query_params=version)
-            except _AnswerError as answer:
+            except AnswerError as answer:
                 if answer.status == 416:
                     return BucketObject(b"", 0, "", "")  # no byte to begin with
                 if answer.status == 301 or answer.code == "AuthorizationHeaderMalformed":  # our own bucket answers, so it is not our region
                     what = f"bucket {bucket} lies in another region, or behind another endpoint, than the store of HEADWATER_STORE_URL"
                     raise RecordError("payload_missing", what) from None
-                if answer.is_passing or answer.code in _CREDENTIAL_CODES:
+                if answer.is_passing or answer.code in CREDENTIAL_CODES:
                     raise
                 if answer.status in (401, 403):
                     hint = "allow these credentials s3:GetObject and s3:ListBucket there"
@@ -281,7 +261,7 @@ class S3Store:
                     last = str(entry.object_name)
                     yield ObjectInfo(last, int(entry.size), str(entry.etag).strip('"'), entry.last_modified.timestamp())
                     entry = next(objects, None)
-            except (_AnswerError, HTTPError, OSError, *_NOT_A_LISTING):
+            except (AnswerError, HTTPError, OSError, *_NOT_A_LISTING):
                 continue  # a later page failed: begin again behind `last`, within the limits of `_repeat`
             return
 
@@ -289,7 +269,7 @@ class S3Store:
         def attempt() -> BaseHTTPResponse | None:
             try:
                 response: BaseHTTPResponse = self._client._execute(method, self._bucket, key, headers=dict(headers))
-            except _AnswerError as answer:
+            except AnswerError as answer:
                 if answer.status == 404 and answer.code in ("NoSuchKey", ""):
                     return None
                 raise
@@ -309,14 +289,14 @@ class S3Store:
             try:
                 response = self._client._execute("GET", self._bucket, query_params={"list-type": "2", "max-keys": "1"})
                 if b"ListBucketResult" not in response.data[:4096]:
-                    raise _AnswerError(response.status, "NotS3")
-            except _AnswerError as answer:
+                    raise AnswerError(response.status, "NotS3")
+            except AnswerError as answer:
                 if answer.code != "NoSuchBucket":
                     raise
                 try:
                     self._client.make_bucket(self._bucket)
                     logger.info("created the bucket", extra={"store": self._where})
-                except _AnswerError as refused:
+                except AnswerError as refused:
                     if refused.code != "BucketAlreadyOwnedByYou":  # another process was faster
                         raise
 
@@ -336,14 +316,14 @@ class S3Store:
         for number in range(1, MAX_ATTEMPTS + 1):
             try:
                 return attempt()
-            except _AnswerError as answer:
+            except AnswerError as answer:
                 if answer.status == 416:
                     raise
                 if not answer.is_passing:
-                    raise self._refusal(answer) from answer
+                    raise refusal(self._where, answer) from answer
                 cause: Exception = answer
-            except _NOT_A_LISTING as error:
-                raise self._refusal(_AnswerError(200, "NotS3")) from error
+            except _NOT_A_LISTING as error:  # also what is left of a listing that was cut short on its way
+                cause = error
             except (HTTPError, OSError) as error:
                 cause = error
             pause = random.uniform(0.5, 1.0) * min(2.0, 0.1 * 2**number)
@@ -352,28 +332,9 @@ class S3Store:
             if self._metrics is not None:
                 self._metrics.store_requests.labels(op=op, outcome="retried").inc()
             self._clock.wait(threading.Event(), pause)
-        raise self._no_answer(cause, number) from cause
-
-    def _no_answer(self, cause: Exception, attempts: int) -> UnavailableError:
-        what = str(cause) if isinstance(cause, _AnswerError) else type(cause).__name__
-        return UnavailableError(
-            f"object store {self._where} does not answer ({what}, {attempts} attempts)",
-            hint="is it running, and is HEADWATER_STORE_URL right? For the local one: make stack",
-        )
-
-    def _refusal(self, answer: _AnswerError) -> SettingsError:
-        """Turn a definite refusal into what the operator can do about it."""
-        if answer.code in _CREDENTIAL_CODES:
-            hint = "check HEADWATER_STORE_ACCESS_KEY, HEADWATER_STORE_SECRET_KEY and HEADWATER_STORE_REGION"
-        elif answer.status in (401, 403):
-            hint = "allow these credentials s3:ListBucket, GetObject, PutObject (and DeleteObject, CreateBucket where needed), and check the clock"
-        elif answer.code == "NoSuchBucket":
-            hint = "create the bucket; it was there when the store was opened"
-        elif answer.status in (301, 307, 308):
-            hint = "the bucket lives elsewhere: check the host and HEADWATER_STORE_REGION"
-        else:
-            hint = "check HEADWATER_STORE_URL: is this an S3 store?"
-        return SettingsError(f"object store {self._where} refuses: {answer}", hint=hint, code="store_refused")
+        if isinstance(cause, _NOT_A_LISTING):
+            raise refusal(self._where, AnswerError(200, "NotS3")) from cause
+        raise no_answer(self._where, cause, number) from cause
 
     def probe(self, prefix: str) -> None:
         """Prove that conditions are honoured (`backends.store_rules.prove_conditions`)."""
@@ -384,12 +345,12 @@ class S3Store:
         self._pool.clear()
 
 
+def _fits_tag(found: StoredObject) -> bool:
+    """Whether nothing speaks against the bytes: most stores tag an object with their MD5. Large ones have digests in a manifest."""
+    if len(found.data) > TAGGED_BYTES or not _MD5.fullmatch(found.etag):
+        return True
+    return hashlib.md5(found.data, usedforsecurity=False).hexdigest() == found.etag
+
+
 def _etag(response: BaseHTTPResponse) -> str:
     return str(response.headers.get("etag", "")).strip('"')
-
-
-def _tls_context() -> ssl.SSLContext:
-    """The system's certificate authorities; certifi's where a slim image has none."""
-    paths = ssl.get_default_verify_paths()
-    has_system = paths.cafile is not None or paths.capath is not None
-    return ssl.create_default_context(cafile=None if has_system else certifi.where())

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,6 +21,8 @@ from contracts.store import BucketObject, ObjectInfo, ObjectStore, PutOutcome, S
 T = TypeVar("T")
 
 RACE_THREADS = 32
+CLEAR_ATTEMPTS = 8
+"""How often the probe asks until the store answers clearly: a role that starts amid errors of the store has to start."""
 
 
 def check_range(start: int, length: int) -> None:
@@ -186,7 +189,7 @@ def prove_conditions(store: ObjectStore, prefix: str) -> None:
     SettingsError
         A condition is not honoured (code ``store_unfit``).
     UnavailableError
-        The store did not answer clearly.
+        The store did not say clearly, however often it was asked.
     """
     base = f"{check_prefix(prefix).removesuffix('/')}/probe-{secrets.token_hex(8)}"
     keys = {name: validate_key(f"{base}/{name}") for name in ("create", "missing", "race")}
@@ -198,8 +201,8 @@ def prove_conditions(store: ObjectStore, prefix: str) -> None:
     finally:
         for key in keys.values():
             store.delete(key)
-    if left := [info.key for info in store.list(base)]:
-        raise _unfit(f"a deleted object is still listed ({left[0]})")
+    if not _is_listed(store, base, []):
+        raise _unfit(f"a deleted object is still listed under {base}")
 
 
 def _unfit(what: str) -> SettingsError:
@@ -210,11 +213,26 @@ def _unfit(what: str) -> SettingsError:
     )
 
 
-def _expect(outcome: PutOutcome, wanted: PutOutcome, what: str) -> None:
-    if outcome is wanted:
+def _pause_seconds(attempt: int) -> float:
+    return min(0.05 * 2.0**attempt, 1.0)
+
+
+def _clearly(put: Callable[[], PutOutcome]) -> tuple[PutOutcome, bool]:
+    """Put until the store says how it ended; also whether it was put more than once, so that an earlier attempt may have landed."""
+    for attempt in range(CLEAR_ATTEMPTS):
+        outcome = put()
+        if outcome in (PutOutcome.CREATED, PutOutcome.EXISTS):
+            return outcome, attempt > 0
+        time.sleep(_pause_seconds(attempt))
+    raise UnavailableError(
+        f"the object store did not say in {CLEAR_ATTEMPTS} attempts how a put of the probe ended", hint="try again when it answers without errors"
+    )
+
+
+def _expect(put: Callable[[], PutOutcome], wanted: PutOutcome, what: str) -> None:
+    outcome, is_repeated = _clearly(put)
+    if outcome is wanted or (wanted is PutOutcome.CREATED and is_repeated):  # what is read next tells whether an earlier attempt landed
         return
-    if outcome in (PutOutcome.UNKNOWN, PutOutcome.CONFLICT):
-        raise UnavailableError(f"the object store did not answer the probe clearly: {what}", hint="try again")
     raise _unfit(what)
 
 
@@ -226,18 +244,22 @@ def _expect_body(store: ObjectStore, key: str, wanted: bytes, what: str) -> str:
 
 
 def _prove_create(store: ObjectStore, key: str) -> None:
-    _expect(store.put_if_absent(key, b"first"), PutOutcome.CREATED, "it refuses to create a new object")
-    _expect(store.put_if_absent(key, b"second"), PutOutcome.EXISTS, "it lets a second create of one key succeed (If-None-Match)")
+    _expect(lambda: store.put_if_absent(key, b"first"), PutOutcome.CREATED, "it refuses to create a new object")
+    _expect(lambda: store.put_if_absent(key, b"second"), PutOutcome.EXISTS, "it lets a second create of one key succeed (If-None-Match)")
     _expect_body(store, key, b"first", "it changed an object although it refused the second create")
 
 
 def _prove_swap(store: ObjectStore, key: str, missing: str) -> None:
     first = _expect_body(store, key, b"first", "it does not return what was written")
-    _expect(store.compare_and_swap(key, b"swapped", first), PutOutcome.CREATED, "it refuses to replace an object whose entity tag matches (If-Match)")
+    _expect(
+        lambda: store.compare_and_swap(key, b"swapped", first),
+        PutOutcome.CREATED,
+        "it refuses to replace an object whose entity tag matches (If-Match)",
+    )
     second = _expect_body(store, key, b"swapped", "it did not replace an object although it said so")
-    _expect(store.compare_and_swap(key, b"stale", first), PutOutcome.EXISTS, "it replaces an object whose entity tag differs (If-Match)")
+    _expect(lambda: store.compare_and_swap(key, b"stale", first), PutOutcome.EXISTS, "it replaces an object whose entity tag differs (If-Match)")
     _expect_body(store, key, b"swapped", "it changed an object although it refused to")
-    _expect(store.compare_and_swap(missing, b"stale", second), PutOutcome.EXISTS, "it replaces an object that does not exist (If-Match)")
+    _expect(lambda: store.compare_and_swap(missing, b"stale", second), PutOutcome.EXISTS, "it replaces an object that does not exist (If-Match)")
     if store.get(missing) is not None:
         raise _unfit("it created an object although it refused to replace it")
 
@@ -245,22 +267,30 @@ def _prove_swap(store: ObjectStore, key: str, missing: str) -> None:
 def _prove_race(store: ObjectStore, key: str) -> None:
     barrier = threading.Barrier(RACE_THREADS)
 
-    def create(number: int) -> PutOutcome:
+    def create(number: int) -> tuple[PutOutcome, bool]:
         barrier.wait(timeout=30)
-        return store.put_if_absent(key, b"racer %d" % number)
+        return _clearly(lambda: store.put_if_absent(key, b"racer %d" % number))
 
     with ThreadPoolExecutor(RACE_THREADS) as pool:
-        outcomes = list(pool.map(create, range(RACE_THREADS)))
-    if PutOutcome.UNKNOWN in outcomes:
-        raise UnavailableError("the object store did not answer the probe clearly: a race of creates", hint="try again")
-    winners = [number for number, outcome in enumerate(outcomes) if outcome is PutOutcome.CREATED]
+        ended = list(pool.map(create, range(RACE_THREADS)))
+    winners = [number for number, (outcome, _) in enumerate(ended) if outcome is PutOutcome.CREATED]
+    if not winners and any(is_repeated for _, is_repeated in ended):
+        return  # the winner's first attempt landed unheard
     if len(winners) != 1:
         raise _unfit(f"{len(winners)} of {RACE_THREADS} concurrent creates of one key succeeded instead of 1")
     _expect_body(store, key, b"racer %d" % winners[0], "it does not hold the object of the create that succeeded")
 
 
+def _is_listed(store: ObjectStore, prefix: str, wanted: list[str]) -> bool:
+    for attempt in range(CLEAR_ATTEMPTS):
+        if [info.key for info in store.list(prefix)] == wanted:
+            return True
+        time.sleep(_pause_seconds(attempt))
+    return False
+
+
 def _prove_listing(store: ObjectStore, base: str, wanted: list[str]) -> None:
-    if [info.key for info in store.list(base + "/")] != wanted:
+    if not _is_listed(store, base + "/", wanted):
         raise _unfit("a listing does not show what was just written")
     if store.get_range(wanted[0], 2, 3) != b"app":  # of b"swapped"
         raise _unfit("it does not return the range of bytes that was asked for")

@@ -47,8 +47,17 @@ class TorchRunner:
         self.label = f"torch {torch.__version__} {'bf16' if dtype == torch.bfloat16 else 'f32'} on {device}"
 
     def __call__(self, *inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Run the module; inputs are copied to the device, the output back."""
-        with torch.inference_mode():
-            tensors = [torch.tensor(values).to(self._device, non_blocking=True) for values in inputs]
-            given: NDArray[np.float32] = self.module(*tensors).float().cpu().numpy()
+        """Run the module; inputs are copied to the device, the output back.
+
+        Raises
+        ------
+        MemoryError
+            They do not fit into the device's memory; fewer may.
+        """
+        try:
+            with torch.inference_mode():
+                tensors = [torch.tensor(values).to(self._device, non_blocking=True) for values in inputs]
+                given: NDArray[np.float32] = self.module(*tensors).float().cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
         return given

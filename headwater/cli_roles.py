@@ -19,6 +19,9 @@ from headwater.run_roles import Role, RoleName, RoleRunner, role, served_metrics
 from headwater.wiring import open_engines
 from query.one_heap import use_one_heap
 
+PROBE_PREFIX = "probe/"
+"""Where a role that writes proves, before it begins, that the store honours conditions."""
+
 run_app = typer.Typer(help="Run one role until it is stopped: a process, or a container, each.", no_args_is_help=True)
 Collections = Annotated[list[str] | None, typer.Option("--collection", "-c", help="Serve this collection only; repeat for more. Default: all.")]
 
@@ -85,6 +88,8 @@ def _run(settings: Settings, names: tuple[RoleName, ...], collections: list[str]
         console.print(f"query service listens on http://{settings.query_host}:{port}", soft_wrap=True)
 
     with open_engines(settings) as engines:
+        if names != ("query",):  # who only reads may lack the right to write
+            engines.store.probe(PROBE_PREFIX)
         catalog = CollectionCatalog(engines.store)
         for name in collections or []:
             catalog.get(name)  # a wrong name ends the command here, not in a thread

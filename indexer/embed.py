@@ -48,6 +48,8 @@ def embed_slices(
     ------
     UnavailableError
         The encoder does not answer now; nothing was changed that a second call does not change again.
+    MemoryError
+        One item alone is too much for the encoder's memory.
     """
     if encoder is None:
         return
@@ -88,16 +90,18 @@ class _Encoded:
         self.refused: dict[int, RecordError] = {}
 
     def encode(self, items: Sequence[DecodedItem], most_items: int) -> None:
-        """Encode `items`, at most so many in one call; a call that is refused is halved until the guilty are alone."""
+        """Encode `items`, at most so many in one call; one that is refused, or too large for the memory, is halved until the guilty are alone."""
         for at in range(0, len(items), most_items):
             part = items[at : at + most_items]
             try:
                 self.vectors.update((id(item), vector) for item, vector in zip(part, self._encode(part), strict=True))
-            except RecordError as error:
-                if len(part) == 1:
+            except (RecordError, MemoryError) as error:
+                if len(part) > 1:
+                    self.encode(part, len(part) // 2)
+                elif isinstance(error, RecordError):
                     self.refused[id(part[0])] = error
                 else:
-                    self.encode(part, len(part) // 2)
+                    raise  # the item, or the machine: `indexer.careful` finds out which
 
 
 def _reject_refused(decoded: DecodedSlice, refused: Mapping[int, RecordError], kept: Set[int], on_reject: str) -> None:

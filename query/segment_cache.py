@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+from backends.catalog.objects import read_again
 from contracts.errors import CorruptError, SnapshotError, UnavailableError
 from contracts.manifest import ObjectEntry
 from contracts.store import ObjectStore
@@ -108,7 +109,7 @@ class SegmentCache:
         path = self._folder / entry.sha256[:2] / entry.sha256
         mapped = self._map(path, entry)
         if mapped is None:
-            self._download(path, entry)
+            read_again(lambda: self._download(path, entry))
             mapped = _mapped(path)
             if mapped is None or len(mapped) != entry.size_bytes:
                 raise CorruptError(f"{entry.key}: its file in the cache changed while it was written", hint="look for another program in the folder")

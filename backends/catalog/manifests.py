@@ -13,12 +13,14 @@ from __future__ import annotations
 import time
 from typing import Generic, Protocol
 
+from backends.catalog.objects import read_again
 from contracts.errors import CorruptError, SnapshotError, UnavailableError
 from contracts.manifest import Chained, Manifest, ReadVersion, object_version
 from contracts.object_keys import PartitionKeys
-from contracts.store import ObjectStore, PutOutcome
+from contracts.store import ObjectStore, PutOutcome, StoredObject
 
 BOUNDARY_ATTEMPTS = 5
+MOST_DIGITS = 20  # of a version in a key
 
 
 class ChainKeys(Protocol):
@@ -67,6 +69,9 @@ class VersionChain(Generic[Chained]):
 
     def read(self, version: int) -> ReadVersion[Chained] | None:
         """One version, or None when there is no such object."""
+        return read_again(lambda: self._read(version))
+
+    def _read(self, version: int) -> ReadVersion[Chained] | None:
         key = self.keys.manifest(version)
         found = self.store.get(key)
         if found is None:
@@ -78,8 +83,14 @@ class VersionChain(Generic[Chained]):
 
     def boundary(self) -> int:
         """Highest manifest version that may have been deleted; 0 where nothing was."""
-        found = self.store.get(self.keys.boundary)
+        found = self._boundary()
         return 0 if found is None else int(found.data)
+
+    def _boundary(self) -> StoredObject | None:
+        found = self.store.get(self.keys.boundary)
+        if found is not None and not (found.data.isdigit() and len(found.data) <= MOST_DIGITS):
+            raise CorruptError(f"{self.keys.boundary} is not a number", hint="restore it, or write the oldest kept version less one")
+        return found
 
     def advance_boundary(self, version: int) -> int:
         """Raise the boundary to `version` by compare-and-swap, never lower it; returns what it is then.
@@ -90,7 +101,7 @@ class VersionChain(Generic[Chained]):
             The outcome is unknown: delete nothing.
         """
         for attempt in range(BOUNDARY_ATTEMPTS):
-            found = self.store.get(self.keys.boundary)
+            found = self._boundary()
             if found is not None and int(found.data) >= version:
                 return int(found.data)
             outcome = self.store.compare_and_swap(self.keys.boundary, b"%d" % version, None if found is None else found.etag)

@@ -6,7 +6,10 @@ Never: deletes, overwrites, or hands out bytes that were not checked.
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from contracts.errors import CorruptError, SnapshotError, UnavailableError
 from contracts.footer_file import CHUNK_BYTES, check_bytes, check_chunks
@@ -14,7 +17,23 @@ from contracts.manifest import ObjectEntry
 from contracts.object_keys import validate_key
 from contracts.store import ObjectStore, PutOutcome
 
+logger = logging.getLogger(__name__)
+
 PUT_ATTEMPTS = 8
+READ_ATTEMPTS = 3
+"""Bytes can be spoilt on their way; what is spoilt where it lies stays so."""
+
+T = TypeVar("T")
+
+
+def read_again(read: Callable[[], T]) -> T:
+    """Read anew what came damaged, before it is believed: a partition stops for it."""
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return read()
+        except CorruptError as error:
+            logger.warning("read again: %s", error)
+    return read()
 
 
 def put_settled(store: ObjectStore, key: str, data: bytes, attempts: int = PUT_ATTEMPTS) -> bool:
@@ -58,13 +77,17 @@ def download(store: ObjectStore, entry: ObjectEntry) -> bytes:
     SnapshotError
         The object is gone: it was compacted away; reload the manifest.
     CorruptError
-        Size or sha256 differ from the manifest's.
+        Size or sha256 differ from the manifest's, however often it is read.
     """
-    found = store.get(entry.key)
-    if found is None:
-        raise SnapshotError(f"object {entry.key} is gone", hint="reload the manifest")
-    check_bytes(found.data, entry.size_bytes, entry.sha256, entry.key)
-    return found.data
+
+    def read() -> bytes:
+        found = store.get(entry.key)
+        if found is None:
+            raise SnapshotError(f"object {entry.key} is gone", hint="reload the manifest")
+        check_bytes(found.data, entry.size_bytes, entry.sha256, entry.key)
+        return found.data
+
+    return read_again(read)
 
 
 def download_range(store: ObjectStore, entry: ObjectEntry, start: int, length: int) -> memoryview:
@@ -88,12 +111,16 @@ def download_range(store: ObjectStore, entry: ObjectEntry, start: int, length: i
     first = start // CHUNK_BYTES
     begin = first * CHUNK_BYTES
     end = min(-(-(start + length) // CHUNK_BYTES) * CHUNK_BYTES, entry.size_bytes)
-    found = store.get_range(entry.key, begin, end - begin)
-    if found is None:
-        raise SnapshotError(f"object {entry.key} is gone", hint="reload the manifest")
-    if len(found) != end - begin:
-        raise CorruptError(
-            f"{entry.key}: {len(found)} bytes from {begin} on, the manifest says {end - begin}", hint="restore the object, or rebuild the index"
-        )
-    check_chunks(found, first, entry.chunks_sha256, entry.key)
-    return memoryview(found)[start - begin : start - begin + length]
+
+    def read() -> memoryview:
+        found = store.get_range(entry.key, begin, end - begin)
+        if found is None:
+            raise SnapshotError(f"object {entry.key} is gone", hint="reload the manifest")
+        if len(found) != end - begin:
+            raise CorruptError(
+                f"{entry.key}: {len(found)} bytes from {begin} on, the manifest says {end - begin}", hint="restore the object, or rebuild the index"
+            )
+        check_chunks(found, first, entry.chunks_sha256, entry.key)
+        return memoryview(found)[start - begin : start - begin + length]
+
+    return read_again(read)

@@ -86,6 +86,13 @@ def kafka_properties(data_dir: Path, port: int, controller_port: int) -> str:
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
+def random_cluster_id() -> str:
+    """A KRaft cluster's id, which must not begin with a dash: the formatting tool takes such a one for an option."""
+    while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()).startswith("-"):
+        pass
+    return made
+
+
 def start_kafka(cache: Path, run_dir: Path, port: int) -> ProcessRecord:
     """Format the data folder where that was not done yet, then start the broker."""
     data_dir = run_dir / "kafka-data"
@@ -95,7 +102,7 @@ def start_kafka(cache: Path, run_dir: Path, port: int) -> ProcessRecord:
     java += [f"-Dlog4j2.configurationFile={LOG4J_FILE}", "-cp", f"{jars_dir(cache)}/*"]
     environment = inherited_environment()
     if not (data_dir / "meta.properties").exists():
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        cluster_id = random_cluster_id()
         command = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(properties), "--ignore-formatted"]
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=FORMAT_TIMEOUT_SECONDS)
         if answer.returncode != 0:

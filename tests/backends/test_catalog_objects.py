@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from ulid import ULID
 
 from backends.catalog.generations import load_generation, newest_generations, publish_generation
-from backends.catalog.objects import download_range, upload
+from backends.catalog.objects import READ_ATTEMPTS, download, download_range, upload
 from backends.memory_store import MemoryStore
 from contracts.errors import CorruptError, SnapshotError
 from contracts.footer_file import CHUNK_BYTES
 from contracts.generation import Generation, encode_generation
 from contracts.manifest import ObjectEntry
 from contracts.object_keys import CollectionKeys
+from contracts.store import StoredObject
 from tests.contracts.format_samples import field
 
 KEYS = CollectionKeys("feed", str(ULID())).index("main")
@@ -69,6 +70,38 @@ def test_a_damaged_chunk_is_found_by_every_range_that_touches_it_and_by_no_other
     for start, length in ((CHUNK_BYTES, 1), (0, CHUNK_BYTES + 1), (2 * CHUNK_BYTES - 1, 2)):
         with pytest.raises(CorruptError):
             download_range(store, entry, start, length)
+
+
+class SpoilingStore(MemoryStore):
+    """Spoils as many answers as it is told to, on their way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 0
+
+    def get(self, key: str) -> StoredObject | None:
+        return self._spoilt(super().get(key))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        found = self._spoilt(StoredObject(super().get_range(key, start, length) or b"", ""))
+        return None if found is None else found.data
+
+    def _spoilt(self, found: StoredObject | None) -> StoredObject | None:
+        if found is None or self.left == 0:
+            return found
+        self.left -= 1
+        return replace(found, data=found.data[: len(found.data) // 2])
+
+
+def test_what_comes_damaged_is_read_again_before_it_is_believed() -> None:
+    store = SpoilingStore()
+    small, large = upload(store, "small", bytes(1000)), upload(store, "large", bytes(2 * CHUNK_BYTES))
+    for read in (lambda: download(store, small), lambda: bytes(download_range(store, large, 10, 990))):
+        store.left = READ_ATTEMPTS - 1
+        assert not any(read()) and store.left == 0
+        store.left = READ_ATTEMPTS
+        with pytest.raises(CorruptError):
+            read()
 
 
 @pytest.mark.parametrize("data", [LARGE, LARGE[:5000]])

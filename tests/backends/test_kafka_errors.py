@@ -192,6 +192,34 @@ def test_a_consumer_that_stalls_is_opened_anew_where_it_was(kafka_settings: Sett
     log.close()
 
 
+@pytest.mark.kafka
+def test_a_partition_that_stalls_is_noticed_while_others_flow(kafka_settings: Settings) -> None:
+    """As kafka-python #3131: one partition brought nothing any more, and the records of the others hid it."""
+    from backends.kafka_consumer import KafkaReader
+    from contracts.log import TopicSpec
+
+    log = open_log(kafka_settings)
+    topic = f"headwater-test.stall-{time.time_ns()}"
+    log.create_topic(TopicSpec(topic, partitions=2, retention_ms=-1))
+    producer = log.producer()
+    for n in range(5):
+        producer.send(topic, partition=0, value=b"%d" % n).result(30)
+    reader = KafkaReader(kafka_settings, topic, {0: 2, 1: 0}, log.bounds, watchdog_seconds=0.4)
+    reader._client.pause(reader._at(0))
+    found = []
+    deadline = time.monotonic() + 20
+    while sum(record.partition == 0 for record in found) < 3 and time.monotonic() < deadline:
+        producer.send(topic, partition=1, value=b"more").result(30)
+        found += reader.poll(0.1)
+    assert [record.offset for record in found if record.partition == 0] == [2, 3, 4]
+    flowed = [record.offset for record in found if record.partition == 1]
+    assert flowed == list(range(len(flowed))) and len(flowed) > 5
+    producer.close()
+    reader.close()
+    log.delete_topic(topic)
+    log.close()
+
+
 def test_a_request_that_was_not_sent_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """kafka-python refuses it while the connection to the only broker is being opened by another thread's request."""
     monkeypatch.setattr(kafka_log, "_NOT_READY_SECONDS", 0.001)

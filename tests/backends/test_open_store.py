@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,37 @@ class MuteMemoryStore(MemoryStore):
         return PutOutcome.UNKNOWN
 
 
-def test_a_store_that_does_not_answer_the_probe_is_unavailable_not_fit() -> None:
+class ForgetfulMemoryStore(MemoryStore):
+    """Says of every second put that nobody knows how it ended; half of those have landed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._puts = itertools.count()
+
+    def put_if_absent(self, key: str, data: bytes) -> PutOutcome:
+        return self._told(lambda: super(ForgetfulMemoryStore, self).put_if_absent(key, data))
+
+    def compare_and_swap(self, key: str, data: bytes, etag: str | None) -> PutOutcome:
+        return self._told(lambda: super(ForgetfulMemoryStore, self).compare_and_swap(key, data, etag))
+
+    def _told(self, put: Callable[[], PutOutcome]) -> PutOutcome:
+        turn = next(self._puts) % 4
+        if turn in (0, 1):
+            outcome = put()
+            return PutOutcome.UNKNOWN if turn == 0 else outcome
+        return PutOutcome.UNKNOWN if turn == 2 else put()
+
+
+def test_a_fit_store_whose_answers_are_lost_passes_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.store_rules._pause_seconds", lambda attempt: 0.001)
+    store = ForgetfulMemoryStore()
+    for _ in range(5):
+        store.probe("probe")
+    assert list(store.list("")) == []
+
+
+def test_a_store_that_does_not_answer_the_probe_is_unavailable_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.store_rules.CLEAR_ATTEMPTS", 3)
     with pytest.raises(UnavailableError):
         MuteMemoryStore().probe("probe")
 

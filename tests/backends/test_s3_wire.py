@@ -5,6 +5,7 @@ These guard the use of minio-py's private request builder: an upgrade that chang
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from backends.payloads import PayloadReader
-from backends.s3_store import S3Store
+from backends.s3_store import MAX_ATTEMPTS, S3Store
 from contracts.errors import RecordError, SettingsError, UnavailableError
 from contracts.media_item import MediaItem, MediaPart, RecordLimits
 from contracts.metrics import Metrics
@@ -227,6 +228,42 @@ def test_a_range_from_a_store_that_sends_everything_is_still_the_range(server: S
     assert server.requests[0].headers["range"] == "bytes=3-6"
 
 
+def tagged(body: bytes, of: bytes) -> bytes:
+    """A 200 with `body` under the entity tag of other bytes."""
+    tag = hashlib.md5(of, usedforsecurity=False).hexdigest()
+    return answer(200, body).replace(b'ETag: "tag"', f'ETag: "{tag}"'.encode())
+
+
+def test_bytes_that_were_spoilt_on_their_way_are_read_again_and_what_is_stored_is_believed(server: ScriptedServer) -> None:
+    store = server.open_store()
+    server.script += [tagged(b"spoilt", b"stored"), tagged(b"s\x00ored", b"stored"), tagged(b"stored", b"stored")]
+    found = store.get("k")
+    assert found is not None and found.data == b"stored" and len(server.requests) == 3
+    server.script += [tagged(b"under a key", b"other tag")] * 3 + [tagged(b"under a key", b"a third")]
+    for _ in range(2):  # tags of encrypted objects are no MD5: the same bytes three times show it, and nothing is read twice from then on
+        found = store.get("k")
+        assert found is not None and found.data == b"under a key"
+    assert len(server.requests) == 7
+    store.close()
+
+
+def test_bytes_that_come_otherwise_each_time_are_not_believed(server: ScriptedServer) -> None:
+    store = server.open_store()
+    server.script += [tagged(b"%d" % number, b"stored") for number in range(MAX_ATTEMPTS)]
+    with pytest.raises(UnavailableError, match="other bytes each time"):
+        store.get("k")
+    store.close()
+
+
+def test_a_listing_that_is_cut_short_under_a_length_that_fits_is_asked_for_again(server: ScriptedServer) -> None:
+    store = server.open_store()
+    listing = b"<ListBucketResult><Name>bucket</Name><IsTruncated>false</IsTruncated></ListBucketResult>"
+    server.script += [answer(200, listing[:50]), answer(200, listing)]
+    assert list(store.list("p/")) == []
+    store.close()
+    assert len(server.requests) == 2
+
+
 def test_a_listing_whose_second_page_fails_goes_on_behind_the_last_key(server: ScriptedServer) -> None:
     def page(keys: list[str], more: bool) -> bytes:
         rows = "".join(
@@ -278,9 +315,10 @@ def test_a_put_that_never_reached_the_store_is_unavailable_not_unknown(server: S
     assert server.requests == []
 
 
-def test_a_listing_that_is_none_is_refused(server: ScriptedServer) -> None:
+def test_a_listing_that_is_none_however_often_it_is_asked_for_is_refused(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.s3_store.MAX_ATTEMPTS", 3)
     store = server.open_store()
-    server.script.append(answer(200, b"<html>"))
+    server.script += [answer(200, b"<html>")] * 3
     with pytest.raises(SettingsError):
         list(store.list(""))
     store.close()

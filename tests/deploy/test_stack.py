@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.processes import ProcessRecord, end, launch, load_record, read_start_ticks, record_path
-from deploy.local.services import is_kafka_ready, is_minio_ready, kafka_properties, load_credentials, pick_port
+from deploy.local.services import is_kafka_ready, is_minio_ready, kafka_properties, load_credentials, pick_port, random_cluster_id
 from deploy.local.stack import environment_text, write_private
 from deploy.local.tools import jars_dir, minio_program
 
@@ -131,6 +131,12 @@ def test_the_broker_listens_on_loopback_only_and_takes_large_records(tmp_path: P
         assert set(re.findall(r"\d+\.\d+\.\d+\.\d+", lines[name])) == {"127.0.0.1"}
     assert int(lines["message.max.bytes"]) == 64 * 1024 * 1024 < int(lines["socket.request.max.bytes"])
     assert lines["auto.create.topics.enable"] == "false"
+
+
+def test_a_clusters_id_is_never_taken_for_an_option() -> None:
+    """One in 64 began with a dash, and then the stack did not start."""
+    made = [random_cluster_id() for _ in range(2000)]
+    assert len(set(made)) == 2000 and all(len(each) == 22 and not each.startswith("-") for each in made)
 
 
 def test_nothing_that_listens_elsewise_is_taken_for_ready() -> None:

@@ -90,3 +90,16 @@ def test_sentences_get_the_vectors_of_transformers_bert_with_mean_pooling() -> N
             pooled = reference(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)
         expected.append(torch.nn.functional.normalize(pooled, dim=1).numpy()[0])
     assert np.abs(ours.encode(texts) - np.stack(expected)).max() < 1e-4
+
+
+def test_a_device_without_memory_says_so_in_our_own_words() -> None:
+    import torch
+
+    from embedding.torch_runner import TorchRunner
+
+    class Exhausted(torch.nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MemoryError, match="out of memory"):
+        TorchRunner(Exhausted(), torch.device("cpu"), torch.float32, 1)(np.zeros((2, 3), np.float32))

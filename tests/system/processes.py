@@ -72,10 +72,15 @@ class Process:
         Its log and store; working folder too.
     variables : Mapping of str to str
         Variables of this process alone.
+    program : sequence of str
+        What is started with the arguments.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], site: Site, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], site: Site, variables: Mapping[str, str] | None = None, program: Sequence[str] = (HEADWATER,)
+    ) -> None:
         self.name, self.arguments, self.site, self.variables = name, list(arguments), site, dict(variables or {})
+        self.program = list(program)
         self.log = site.folder / f"{name}.stderr"
         self.lives = 0
         self._popen: subprocess.Popen[bytes] | None = None
@@ -86,7 +91,7 @@ class Process:
         self._began_at = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as stderr:
             self._popen = subprocess.Popen(
-                [HEADWATER, *self.arguments],
+                [*self.program, *self.arguments],
                 cwd=self.site.folder,
                 env=environment_of({"HEADWATER_LOG_LEVEL": "INFO"} | self.site.environment | self.variables),
                 stdin=subprocess.DEVNULL,
@@ -132,10 +137,26 @@ class Process:
         assert self._popen.wait(30) == -signal.SIGKILL
         self._popen = None
 
+    def is_running(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    def has_died(self) -> int | None:
+        """Exit code of a process that ended by itself, which may then be started again; None while it runs."""
+        assert self._popen is not None, f"{self.name} was not started"
+        code = self._popen.poll()
+        if code is not None:
+            self._popen = None
+        return code
+
+    def terminate(self) -> None:
+        """SIGTERM, and nothing is waited for."""
+        assert self._popen is not None
+        self._popen.terminate()
+
     def stop(self, seconds: float = 30.0) -> int:
         """SIGTERM, as an operator ends it; gives the exit code."""
         assert self._popen is not None
-        self._popen.terminate()
+        self.terminate()
         code = self._popen.wait(seconds)
         self._popen = None
         return code
