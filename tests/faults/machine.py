@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ PARTS = "tests.faults.parts"
 CGROUPS = Path("/sys/fs/cgroup")
 DAY = 86_400.0
 BURST_ITEMS = 10_000
+HEADROOM_BYTES = 256 << 10
 
 # ---- 32, 33: disks -----------------------------------------------------------------------------------------------------
 
@@ -140,15 +141,26 @@ def killed_for_memory(trial: Trial, role: str) -> None:
     path, limit = trial.stack.enter_context(cgroup(f"headwater-faults-{os.getpid()}-{role}"))
     trial.start(role, parts=[f"{PARTS}:join_cgroup={json.dumps(str(path))}"])
     trial.wait_flowing()
-    used = sum(int(line.split()[1]) for line in (path / "memory.stat").read_text().splitlines() if line.split()[0] in ("rss", "anon"))
-    (path / limit).write_text(str(used + (4 << 20)))
     trial.start_load(1500.0, records=BURST_ITEMS)
     process = trial.roles[role]
-    until(lambda: process.has_died() is not None, 60, f"{role} is killed for its memory")
-    trial.note(f"{role} was killed beyond {(used >> 20) + 4} MiB; {oom_kills(path)}")
+    deadline, used = time.monotonic() + 60, 0
+    while (code := process.has_died()) is None:
+        assert time.monotonic() < deadline, f"{role} is not killed for its memory"
+        used = anonymous_bytes(path)
+        with suppress(OSError):  # less than it has by now
+            (path / limit).write_text(str(used + HEADROOM_BYTES))
+        time.sleep(0.3)
+    assert code == -signal.SIGKILL, f"{role} ended with {code}"
+    trial.note(f"{role} was killed at {used >> 20} MiB; {oom_kills(path)}")
     (path / limit).write_text("-1" if "limit" in limit else "max")
     trial.start(role)
     trial.wait_acknowledged(100)
+
+
+def anonymous_bytes(path: Path) -> int:
+    """Memory of a cgroup that the kernel cannot take back without a swap."""
+    lines = (line.split() for line in (path / "memory.stat").read_text().splitlines())
+    return next(int(size) for name, size in lines if name in ("rss", "anon"))
 
 
 def oom_kills(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -81,6 +82,19 @@ def test_bytes_that_are_not_the_manifests_are_never_given_out_or_kept(store: Cou
         with pytest.raises(CorruptError, match="differs"):
             SegmentCache(tmp_path, store, 0).open(entry)
         assert list(tmp_path.glob("??/*")) == []
+
+
+def test_a_disk_with_room_for_a_part_of_a_file_is_full_and_nothing_is_damaged(store: Counted, tmp_path: Path) -> None:
+    entry, cache = put(store, "A", bytes(5000)), SegmentCache(tmp_path, store, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # the first write takes 1,000 bytes, and says so; the next one fails
+    try:
+        with pytest.raises(UnavailableError) as refused:
+            cache.open(entry)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.error_code == "cache_unwritable" and list(tmp_path.glob("??/*")) == []
+    assert cache.open(entry) == bytes(5000)
 
 
 def test_an_object_that_was_compacted_away_is_a_matter_of_the_snapshot(store: Counted, tmp_path: Path) -> None:
