@@ -13,6 +13,7 @@ Never: trusts the group for a position, or goes on after a produce error without
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
@@ -100,7 +101,6 @@ class EmbedWorker:
         HeadwaterError
             What cannot be mended by trying again.
         """
-        settings = self.engines.settings
         publisher = Publisher(self.engines, self.collection, self.index, self._produce_failed)
         try:
             reader = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
@@ -124,7 +124,7 @@ class EmbedWorker:
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             for thread in threads:
-                thread.join(settings.stop_seconds)
+                thread.join(self.engines.settings.stop_seconds)
             if self._owns_pool:
                 self._pool.close()
             self._close(reader, publisher)
@@ -138,9 +138,9 @@ class EmbedWorker:
             self._failure = error
 
     def _close(self, reader: GroupReader, publisher: Publisher) -> None:
-        self._forget_attempts(reader)
-        closing: list[Callable[[], None]] = [reader.close, publisher.close, self._walks.close]
-        for close in closing:
+        if isinstance(self._failure or sys.exc_info()[1], HeadwaterError | None):  # any other error may be a record's, as a crash may
+            self._forget_attempts(reader)
+        for close in (reader.close, publisher.close, self._walks.close):
             try:
                 close()
             except HeadwaterError as error:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -19,12 +21,13 @@ from backends.open_log import open_log
 from backends.open_store import open_store
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
-from contracts.errors import RecordError
+from contracts.errors import RecordError, SettingsError
 from contracts.log import CommittedOffset, GroupReader
 from contracts.settings import load_settings
 from indexer.attempts import CAREFUL_AFTER, REJECT_AFTER, AttemptBook, Attempts, is_careful
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
+from indexer.partition_source import PartitionSource
 from tests.encoders import SIDE, ColourEncoder, colour_fields
 from tests.indexer.conftest import eventually, running
 from tests.indexer.crashing_worker import CRASHED_BY
@@ -150,6 +153,53 @@ def index_one_and_walk(
         with running(EmbedWorker(engines, collection, index, encoder).run, BuildWorker(engines, collection, index).run):
             eventually(lambda n=offset + 1: read_partition(engines, collection, 0).manifest.checkpoint.media_offset == n)  # type: ignore[misc]
     producer.close()
+
+
+class FailingEncoder(ColourEncoder):
+    """Fails at yellow pictures with an error that is none of ours, as a GPU does."""
+
+    def encode_pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if (np.abs(pictures[:, SIDE // 2, SIDE // 2].astype(int) - CRASHED_BY).max(1) < 40).any():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().encode_pictures(pictures)
+
+
+def test_a_picture_at_which_the_encoder_fails_in_its_own_words_is_rejected_alone(embedded: Engines) -> None:
+    collection = create_collection(embedded, CollectionRequest("pictures", colour_fields(), 1))
+    for number in range(6):
+        send(embedded, collection, f"p{number}", jpeg(CRASHED_BY if number == 3 else (10, 30 * number, 90)), content_type="image/jpeg")
+    index, lives = collection.index(), 0
+    scan = PartitionSource(embedded, collection, index, 0).chain_scan()
+    while scan.advance() < 6 and lives < 9:
+        lives, stop = lives + 1, threading.Event()
+        with ThreadPoolExecutor(1) as life:
+            ended = life.submit(EmbedWorker(embedded, collection, index, FailingEncoder()).run, stop)
+            eventually(lambda: ended.done() or scan.advance() == 6)  # noqa: B023
+            stop.set()
+        assert isinstance(ended.exception(), RuntimeError | None)
+    assert scan.advance() == 6 and 4 <= lives <= 7
+    with running(BuildWorker(embedded, collection, index).run):
+        eventually(lambda: read_partition(embedded, collection, 0).manifest.checkpoint.media_offset == 6)
+    stored = read_partition(embedded, collection, 0)
+    assert stored.live == {f"p{number}": (number, 0) for number in range(6) if number != 3} and stored.verdicts()[(3, 0)] == "reject"
+
+
+class RefusedEncoder(ColourEncoder):
+    """What an encoder says whose credentials were taken away."""
+
+    def encode_pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raise SettingsError("the key was refused")
+
+
+def test_an_error_that_is_known_not_to_be_a_records_is_not_counted(embedded: Engines) -> None:
+    collection = create_collection(embedded, CollectionRequest("pictures", colour_fields(), 1))
+    send(embedded, collection, "a", jpeg((10, 60, 90)), content_type="image/jpeg")
+    for _ in range(3):
+        with pytest.raises(SettingsError):
+            EmbedWorker(embedded, collection, collection.index(), RefusedEncoder()).run(threading.Event())
+    with closing(group(embedded, collection)) as reader:
+        committed = reader.committed(0)
+    assert committed is None or Attempts.from_metadata(committed.metadata).attempts == 0
 
 
 def test_a_life_that_ends_in_order_is_not_counted(embedded: Engines) -> None:
