@@ -16,7 +16,7 @@ import logging
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 from contracts.collection import CollectionRecord, IndexRecord
