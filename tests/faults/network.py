@@ -73,7 +73,8 @@ def spoilt(trial: Trial, *, to: str, seconds: float, **how: float) -> None:
         for line in lines:
             line.heal()
     moved = sum(after - first for after, first in zip(during, before, strict=True))
-    trial.note(f"{seconds:g} s of {how} on the line to the {to}; {moved} claims meanwhile")
+    told = ", ".join(f"{name} {value:g}" for name, value in how.items())
+    trial.note(f"{seconds:g} s of {told} on the line to {'log and store' if to == 'both' else to}; {moved} claims meanwhile")
     assert moved <= 2 * trial.record.partitions, f"{moved} claims in {seconds:g} s: partitions move to and fro"
 
 
