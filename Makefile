@@ -40,11 +40,11 @@ stack:           ## Apache Kafka and MinIO on this machine, without Docker
 stack-stop:
 	@$(PYTHON) -m deploy.local.stack stop
 
-bench:           ## results/bench.json and results/bench.png
+bench:           ## results/bench.json and results/bench.png, in twenty minutes on two cores; ARGS="--only W4"
 	@$(PYTHON) -m deploy.setup dev
 	@$(BIN)/python -m bench $(ARGS)
 
-bench-full:      ## the same at the lengths that the goals speak of; takes longer
+bench-full:      ## the same at the lengths that the goals speak of; about an hour
 	@$(PYTHON) -m deploy.setup dev
 	@$(BIN)/python -m bench --full $(ARGS)
 

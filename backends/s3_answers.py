@@ -1,26 +1,27 @@
-"""What an S3 store answers beside success: errors, refusals with what to do about them, entity tags.
+"""How an S3 store answers on the wire: one request per call, refusals as errors that say what to do.
 
-Takes: statuses, error codes, headers. Gives: `AnswerError`, `SettingsError` with a hint. Owns: which answers pass by themselves.
-Never: sends a request.
+Takes: requests of minio-py's signer. Gives: answers of success, or an `AnswerError`. Owns: how long one request may take, the words of a refusal.
+Never: repeats a request or follows a redirect.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from xml.etree import ElementTree
+import ssl
+from typing import Any
 
+import certifi
+import urllib3
 from urllib3.response import BaseHTTPResponse
 
-from contracts.errors import SettingsError
-from contracts.store import StoredObject
+from contracts.errors import SettingsError, UnavailableError
 
-TAGGED_BYTES = 1 << 20
-"""Larger objects are not compared with their entity tag: manifests hold digests of them."""
-_MD5 = re.compile(r"[0-9a-f]{32}")
-NOT_A_LISTING = (ElementTree.ParseError, ValueError)
-"""What minio-py raises for a listing that is no XML, or lacks an element."""
+CONNECT_TIMEOUT_SECONDS = 3.0
+READ_TIMEOUT_SECONDS = 10.0
+PUT_TIMEOUT_SECONDS = 30.0
+"""The store writes and syncs the whole body before it answers."""
 CREDENTIAL_CODES = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidTokenId", "ExpiredToken", "AuthorizationHeaderMalformed"})
+_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 
 
 class AnswerError(Exception):
@@ -40,6 +41,20 @@ class AnswerError(Exception):
         return self.status in (408, 425, 429) or (self.status >= 500 and self.status != 501)
 
 
+class AnswerPool(urllib3.PoolManager):
+    """One request on the wire per call: no retries, no redirects, bounded time."""
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> BaseHTTPResponse:  # type: ignore[override]
+        """Send one request, once; AnswerError for every answer that is not a success."""
+        seconds = PUT_TIMEOUT_SECONDS if method == "PUT" else READ_TIMEOUT_SECONDS
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=seconds)
+        response = super().urlopen(method, url, redirect=False, retries=False, timeout=timeout, **kw)
+        if response.status in (200, 204, 206):
+            return response
+        found = _CODE.search(response.data[:65536]) if method != "HEAD" else None
+        raise AnswerError(response.status, found.group(1).decode() if found else "")
+
+
 def refusal(where: str, answer: AnswerError) -> SettingsError:
     """Turn a definite refusal into what the operator can do about it."""
     if answer.code in CREDENTIAL_CODES:
@@ -57,13 +72,17 @@ def refusal(where: str, answer: AnswerError) -> SettingsError:
     return SettingsError(f"object store {where} refuses: {answer}", hint=hint, code="store_refused")
 
 
-def fits_tag(found: StoredObject) -> bool:
-    """Whether nothing speaks against the bytes: most stores tag an object with their MD5. Large ones have digests in a manifest."""
-    if len(found.data) > TAGGED_BYTES or not _MD5.fullmatch(found.etag):
-        return True
-    return hashlib.md5(found.data, usedforsecurity=False).hexdigest() == found.etag
+def no_answer(where: str, cause: Exception, attempts: int) -> UnavailableError:
+    """What is left to say when no attempt was answered."""
+    what = str(cause) if isinstance(cause, AnswerError) else type(cause).__name__
+    return UnavailableError(
+        f"object store {where} does not answer ({what}, {attempts} attempts)",
+        hint="is it running, and is HEADWATER_STORE_URL right? For the local one: make stack",
+    )
 
 
-def etag_of(response: BaseHTTPResponse) -> str:
-    """An answer's entity tag, without its quotes."""
-    return str(response.headers.get("etag", "")).strip('"')
+def tls_context() -> ssl.SSLContext:
+    """The system's certificate authorities; certifi's where a slim image has none."""
+    paths = ssl.get_default_verify_paths()
+    has_system = paths.cafile is not None or paths.capath is not None
+    return ssl.create_default_context(cafile=None if has_system else certifi.where())

@@ -9,22 +9,21 @@ client repeats puts, so that a commit whose answer was lost meets its own object
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import re
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from xml.etree import ElementTree
 
-import certifi
-import urllib3
 from minio import Minio
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 from urllib3.response import BaseHTTPResponse
 
-from backends.s3_answers import CREDENTIAL_CODES, NOT_A_LISTING, AnswerError, etag_of, fits_tag, refusal
+from backends.s3_answers import CREDENTIAL_CODES, AnswerError, AnswerPool, no_answer, refusal, tls_context
 from backends.store_rules import check_prefix, check_range, prove_conditions
 from contracts.clock import Clock, SystemClock
 from contracts.errors import RecordError, UnavailableError
@@ -35,25 +34,12 @@ from contracts.store import BucketObject, ObjectInfo, PutOutcome, StoredObject
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_SECONDS = 3.0
-READ_TIMEOUT_SECONDS = 10.0
-PUT_TIMEOUT_SECONDS = 30.0  # the store writes and syncs the whole body before it answers
 RETRY_BUDGET_SECONDS = 8.0  # no attempt begins later, so an address that swallows packets costs 8 + 3 s
 MAX_ATTEMPTS = 8
-_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
-
-
-class _AnswerPool(urllib3.PoolManager):
-    """One request on the wire per call: no retries, no redirects, bounded time."""
-
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> BaseHTTPResponse:  # type: ignore[override]
-        seconds = PUT_TIMEOUT_SECONDS if method == "PUT" else READ_TIMEOUT_SECONDS
-        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=seconds)
-        response = super().urlopen(method, url, redirect=False, retries=False, timeout=timeout, **kw)
-        if response.status in (200, 204, 206):
-            return response
-        found = _CODE.search(response.data[:65536]) if method != "HEAD" else None
-        raise AnswerError(response.status, found.group(1).decode() if found else "")
+TAGGED_BYTES = 1 << 20
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_NOT_A_LISTING = (ElementTree.ParseError, ValueError)
+"""What minio-py raises for a listing that is no XML, or lacks an element."""
 
 
 class S3Store:
@@ -100,7 +86,7 @@ class S3Store:
         self._metrics = metrics
         self._clock = clock or SystemClock()
         self._has_md5_tags = True  # until an object shows that they are something else: those of encrypted ones are
-        self._pool = _AnswerPool(num_pools=2, maxsize=64, ssl_context=_tls_context() if secure else None)
+        self._pool = AnswerPool(num_pools=2, maxsize=64, ssl_context=tls_context() if secure else None)
         self._client = Minio(endpoint, access_key or None, secret_key or None, secure=secure, region=region, http_client=self._pool)
         self._ensure_bucket()
 
@@ -129,7 +115,7 @@ class S3Store:
                 logger.warning("put ended without an answer", extra={"object_key": key, "cause": type(error).__name__})
                 return PutOutcome.UNKNOWN
             # A stored object has a tag: an answer cut off within its headers reads as a 200 without one.
-            return PutOutcome.CREATED if etag_of(response) else PutOutcome.UNKNOWN
+            return PutOutcome.CREATED if _etag(response) else PutOutcome.UNKNOWN
 
         return self._repeat("put", attempt)
 
@@ -158,8 +144,8 @@ class S3Store:
             response = self._read_or_none("GET", validate_key(key), {})
             if response is None:
                 return None
-            found = StoredObject(response.data, etag_of(response))
-            if not self._has_md5_tags or fits_tag(found):
+            found = StoredObject(response.data, _etag(response))
+            if not self._has_md5_tags or _fits_tag(found):
                 return found
             same = same + 1 if found.data == before else 0
             if same == 2:  # spoilt on its way it would hardly come the same three times: tags are no MD5 here
@@ -201,7 +187,7 @@ class S3Store:
             except (HTTPError, OSError) as error:
                 broken += 1
                 if broken == MAX_ATTEMPTS:
-                    raise self._no_answer(error, broken) from error
+                    raise no_answer(self._where, error, broken) from error
                 self._clock.wait(threading.Event(), 0.005 * 2**broken)
             finally:
                 response.close()  # of a body that was read to its end, the connection is back in the pool already
@@ -240,7 +226,7 @@ class S3Store:
                 return None
             total = found.headers.get("content-range", "").rpartition("/")[2]
             size_bytes = int(total) if total.isdecimal() else len(found.data)
-            return BucketObject(found.data[:most_bytes], size_bytes, etag_of(found), found.headers.get("content-type", ""))
+            return BucketObject(found.data[:most_bytes], size_bytes, _etag(found), found.headers.get("content-type", ""))
 
         return self._repeat("get_from_bucket", attempt)
 
@@ -250,7 +236,7 @@ class S3Store:
         if response is None:
             return None
         modified = parsedate_to_datetime(response.headers["last-modified"]).timestamp()
-        return ObjectInfo(key, int(response.headers["content-length"]), etag_of(response), modified)
+        return ObjectInfo(key, int(response.headers["content-length"]), _etag(response), modified)
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[ObjectInfo]:
         """Objects whose keys begin with `prefix` and sort after `start_after`, in key order.
@@ -275,7 +261,7 @@ class S3Store:
                     last = str(entry.object_name)
                     yield ObjectInfo(last, int(entry.size), str(entry.etag).strip('"'), entry.last_modified.timestamp())
                     entry = next(objects, None)
-            except (AnswerError, HTTPError, OSError, *NOT_A_LISTING):
+            except (AnswerError, HTTPError, OSError, *_NOT_A_LISTING):
                 continue  # a later page failed: begin again behind `last`, within the limits of `_repeat`
             return
 
@@ -336,7 +322,7 @@ class S3Store:
                 if not answer.is_passing:
                     raise refusal(self._where, answer) from answer
                 cause: Exception = answer
-            except NOT_A_LISTING as error:  # also what is left of a listing that was cut short on its way
+            except _NOT_A_LISTING as error:  # also what is left of a listing that was cut short on its way
                 cause = error
             except (HTTPError, OSError) as error:
                 cause = error
@@ -346,16 +332,9 @@ class S3Store:
             if self._metrics is not None:
                 self._metrics.store_requests.labels(op=op, outcome="retried").inc()
             self._clock.wait(threading.Event(), pause)
-        if isinstance(cause, NOT_A_LISTING):
+        if isinstance(cause, _NOT_A_LISTING):
             raise refusal(self._where, AnswerError(200, "NotS3")) from cause
-        raise self._no_answer(cause, number) from cause
-
-    def _no_answer(self, cause: Exception, attempts: int) -> UnavailableError:
-        what = str(cause) if isinstance(cause, AnswerError) else type(cause).__name__
-        return UnavailableError(
-            f"object store {self._where} does not answer ({what}, {attempts} attempts)",
-            hint="is it running, and is HEADWATER_STORE_URL right? For the local one: make stack",
-        )
+        raise no_answer(self._where, cause, number) from cause
 
     def probe(self, prefix: str) -> None:
         """Prove that conditions are honoured (`backends.store_rules.prove_conditions`)."""
@@ -366,8 +345,12 @@ class S3Store:
         self._pool.clear()
 
 
-def _tls_context() -> ssl.SSLContext:
-    """The system's certificate authorities; certifi's where a slim image has none."""
-    paths = ssl.get_default_verify_paths()
-    has_system = paths.cafile is not None or paths.capath is not None
-    return ssl.create_default_context(cafile=None if has_system else certifi.where())
+def _fits_tag(found: StoredObject) -> bool:
+    """Whether nothing speaks against the bytes: most stores tag an object with their MD5. Large ones have digests in a manifest."""
+    if len(found.data) > TAGGED_BYTES or not _MD5.fullmatch(found.etag):
+        return True
+    return hashlib.md5(found.data, usedforsecurity=False).hexdigest() == found.etag
+
+
+def _etag(response: BaseHTTPResponse) -> str:
+    return str(response.headers.get("etag", "")).strip('"')

@@ -1,11 +1,11 @@
 """The bare reference of W2, a process of its own: the same rows into an empty faiss index of the same generation, out of memory.
 
-    python -m bench.bare_add COLLECTION ROWS SEED        for each line on stdin: fill an index, and answer one JSON object
+    python -m bench.bare_add COLLECTION FILE        for each line on stdin: fill an index, and answer one JSON object
 
 IVF-PQ with an SQ8 refine index behind it (faiss.IndexRefine), as somebody would use faiss without us; the vectors are float32 already. OpenMP has as
 many threads as faiss takes by itself, which are those of the builder.
 
-Takes: settings from the environment, a stored generation. Gives: rows, seconds, CPU-seconds. Owns: its rows.
+Takes: settings from the environment, a stored generation, rows as a .npy file of shape (n, d). Gives: rows, seconds, CPU-seconds. Owns: its rows.
 Never: stores or reads anything while the clock runs.
 """
 
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from backends.catalog.collections import CollectionCatalog
 from backends.catalog.generations import FIRST_GENERATION, load_generation
-from bench.clip_like import ClipLike
 from contracts.collection import CollectionRecord
 from contracts.errors import NotFoundError
 from contracts.object_keys import CollectionKeys
@@ -30,13 +29,6 @@ from contracts.settings import load_settings
 from contracts.store import ObjectStore
 from headwater.wiring import open_engines
 from vectors.quantizer import Quantizer
-
-ROWS_SEED = 2
-
-
-def rows_of(rows: int, seed: int) -> NDArray[np.float16]:
-    """The rows that builder and bare index both get, shape (rows, d)."""
-    return ClipLike(seed).sample(np.zeros(rows), ROWS_SEED).astype(np.float16)
 
 
 def add_once(quantizer: Quantizer, matrix: NDArray[np.float32]) -> dict[str, Any]:
@@ -59,10 +51,10 @@ def open_quantizer(store: ObjectStore, collection: CollectionRecord) -> Quantize
 
 def main(arguments: list[str]) -> None:
     """Run until stdin is closed."""
-    name, rows, seed = arguments[0], int(arguments[1]), int(arguments[2])
+    name, rows = arguments
     with open_engines(load_settings()) as engines:
         quantizer = open_quantizer(engines.store, CollectionCatalog(engines.store).get(name))
-    matrix = rows_of(rows, seed).astype(np.float32)
+    matrix = np.load(rows).astype(np.float32)
     print(json.dumps({"threads": faiss.omp_get_max_threads()}), flush=True)
     for _ in sys.stdin:
         print(json.dumps(add_once(quantizer, matrix)), flush=True)

@@ -11,17 +11,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bench.clip_like import ClipLike, blocks_with_clusters
 from bench.feeds import VECTOR_FIELD
-from bench.frame import Bench, Goal, Measure, Outcome
+from bench.frame import Bench, Goal, Measure, Outcome, Step
+from bench.generated_rows import generated_rows
 from bench.intervals import mean, percentile
-from bench.own_rows import PARTITIONS, OwnRows, own_rows, trained
-from bench.processes import Others
+from bench.own_rows import PARTITIONS, OwnRows, own_rows
+from bench.processes import Others, memory_mib
+from bench.trained import generation
 from bench.w3_many_segments import LIMIT, TARGET_RECALL, TRAIN_ROWS, rows_of
 from query.collection_view import CollectionView
 from query.filter_estimate import Estimate
@@ -29,14 +29,14 @@ from query.filter_plan import plan_filter
 from query.http_models import QueryRequest
 from query.pipeline import Pipeline
 from query.query_role import spare_the_collector
-from vectors.flat import one_thread
+from vectors.nearest_rows import NearestRows
 
 SHARES = ("1e-5", "1e-3", "0.1", "0.5", "0.99")
 ATTRIBUTES = {"number": "integer", "place": "integer"}
 KINDS = {"": "number", "correlated_": "place"}
 """Attribute of each kind of filter: `number` is a random order of the rows, `place` one in which the rows of a cluster stand together."""
 SEGMENT_ROWS = 50_000
-QUERIES = 200
+TRUTH_ROWS = 50_000
 LEAST_RECALL = 0.93
 
 
@@ -53,17 +53,15 @@ class Filters:
 
     def run(self, bench: Bench) -> Outcome:
         """All shares of both kinds."""
-        rows = bench.size(50_000, 200_000, 1_000_000)
-        source = ClipLike(bench.seed)
-        with bench.steps("filters: make rows"):
-            parts = list(blocks_with_clusters(source, rows, bench.seed))
-            matrix, clusters = np.concatenate([vectors for vectors, _ in parts]), np.concatenate([found for _, found in parts])
-            del parts
-            queries = source.sample(np.linspace(0, 1, bench.size(50, QUERIES, QUERIES)), bench.seed + 1_000_000)
-        columns = _columns(clusters, np.random.default_rng(bench.seed))
+        rows = bench.length(self.name, "rows")
+        source = generated_rows(bench.seed)
+        with bench.steps("filters: make rows, train"):
+            matrix, queries = source.first(rows), source.queries(bench.length(self.name, "queries"))
+            trained = generation(min(rows, TRAIN_ROWS), bench.seed)
+        columns = _columns(source.first_clusters(rows), np.random.default_rng(bench.seed))
         outcome = Outcome(notes={"rows": rows, "queries": len(queries), "limit": LIMIT, "threads": 1})
-        with bench.steps("filters: train, store, load"), own_rows(trained(matrix[:TRAIN_ROWS]), ATTRIBUTES) as made:
-            _store(made, matrix, columns)
+        with own_rows(trained, ATTRIBUTES) as made, bench.steps("filters: store segments", -(-rows // SEGMENT_ROWS)) as step:
+            _store(made, matrix, columns, step)
             with made.opened() as (view, pipeline):
                 spare_the_collector()
                 others = Others()
@@ -76,7 +74,7 @@ class Filters:
                             outcome.notes[f"{kind}{share}"] = notes
                             step.done()
                 outcome.modes |= {f"{name}_unfiltered": measure for name, measure in measured.of(None, columns["number"], rows)[0].items()}
-                outcome.notes["others_share_of_cpu"] = others.share()
+                outcome.notes |= {"others_share_of_cpu": others.share(), "memory_mib": memory_mib(None)}
         return outcome
 
 
@@ -89,12 +87,13 @@ def _columns(clusters: NDArray[np.int64], random: np.random.Generator) -> dict[s
     return {"number": random.permutation(rows), "place": place}
 
 
-def _store(made: OwnRows, matrix: NDArray[np.float32], columns: Mapping[str, NDArray[np.int64]]) -> None:
+def _store(made: OwnRows, matrix: NDArray[np.float32], columns: Mapping[str, NDArray[np.int64]], step: Step) -> None:
     segments = []
     for at, start in enumerate(range(0, len(matrix), SEGMENT_ROWS)):
         stop = min(len(matrix), start + SEGMENT_ROWS)
         attributes = {name: pa.array(values[start:stop]) for name, values in columns.items()}
         segments.append(made.store(at % PARTITIONS, start, matrix[start:stop], attributes))
+        step.done()
     for partition in range(PARTITIONS):
         made.commit(partition, [segment for segment in segments if segment.partition == partition])
 
@@ -108,9 +107,10 @@ class _Measured:
     def of(self, attribute: str | None, values: NDArray[np.int64], passing: int) -> tuple[dict[str, Measure], dict[str, Any]]:
         """Recall and p50 where `passing` rows pass, and how they were searched."""
         rows = np.flatnonzero(values < passing)
-        faiss.omp_set_num_threads(0)
-        truth = rows[faiss.knn(self._queries, self._matrix[rows] if len(rows) < len(values) else self._matrix, LIMIT, faiss.METRIC_INNER_PRODUCT)[1]]
-        one_thread()
+        nearest = NearestRows(self._queries, LIMIT, "cosine")
+        for start in range(0, len(rows), TRUTH_ROWS):  # a copy of all rows at once would be the largest thing in memory
+            nearest.add(start, self._matrix[rows[start : start + TRUTH_ROWS]])
+        truth = rows[nearest.rows()]
         chosen = None if attribute is None else {"must": [{"key": attribute, "range": {"lt": passing}}]}
         requests = [QueryRequest(query=query, limit=LIMIT, filter=chosen) for query in self._queries]
         self._pipeline.query(self._view.snapshot(), requests[0])

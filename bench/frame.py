@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from rich.progress import Progress, TaskID
 
+from bench.budget import BUDGETS
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -69,9 +71,18 @@ class Bench:
     progress: Progress
     full: bool = False
 
-    def size(self, quick: int, usual: int, full: int) -> int:
-        """How much of something this run is to take."""
-        return quick if self.quick else full if self.full else usual
+    @property
+    def which(self) -> int:
+        """Place of this run's length in `bench.budget.ByRun`."""
+        return 0 if self.quick else 2 if self.full else 1
+
+    def length(self, workload: str, name: str) -> int:
+        """How much of something this run is to take (`bench.budget`)."""
+        return BUDGETS[workload].lengths[name][self.which]
+
+    def lengths(self, workload: str) -> dict[str, int]:
+        """All lengths of a workload in this run, by name."""
+        return {name: by_run[self.which] for name, by_run in BUDGETS[workload].lengths.items()}
 
     @contextmanager
     def steps(self, text: str, total: int | None = None) -> Iterator[Step]:

@@ -18,12 +18,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.clip_like import ClipLike, blocks
 from bench.frame import Bench, Goal, Outcome
+from bench.generated_rows import generated_rows
 from bench.intervals import abba, percentile, ratio
-from bench.own_rows import PARTITIONS, trained
+from bench.own_rows import PARTITIONS
 from bench.processes import BenchProcess, Others, module_command
 from bench.served_rows import Caller, Served, body_of, served_rows
+from bench.trained import generation
 from query.collection_view import CollectionView
 from query.http_models import QueryRequest
 from query.pipeline import Pipeline
@@ -47,12 +48,11 @@ class HttpOverhead:
 
     def run(self, bench: Bench) -> Outcome:
         """Single queries A B B A, then 16 callers and as many threads in process, A B B A."""
-        rows, pairs = bench.size(30_000, 100_000, 400_000), bench.size(3, 10, 20)
-        source = ClipLike(bench.seed)
+        rows, pairs = bench.length(self.name, "rows"), bench.length(self.name, "pairs")
+        source = generated_rows(bench.seed)
         with bench.steps("HTTP: make rows"):
-            matrix = np.concatenate(list(blocks(source, rows, bench.seed)))
-            queries = source.sample(np.linspace(0, 1, QUERIES), bench.seed + 1_000_000)
-        with served_rows(trained(matrix[:TRAIN_ROWS])) as served:
+            matrix, queries, trained = source.first(rows), source.queries(QUERIES), generation(TRAIN_ROWS, bench.seed)
+        with served_rows(trained) as served:
             with bench.steps("HTTP: store segments"):
                 _store(served, matrix)
             with served.rows.opened() as (view, pipeline), served.running():

@@ -9,7 +9,6 @@ Never: encodes while something is measured, unless that is what is measured.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -31,6 +29,7 @@ from backends.catalog.objects import upload
 from backends.memory_log import MemoryLog
 from backends.memory_store import MemoryStore
 from bench.feeds import VECTOR_FIELD, VECTOR_FIELD_WORDS
+from bench.trained import FIRST_GENERATION
 from contracts.chain import BatchSpan
 from contracts.collection import CollectionRecord
 from contracts.deletes import DeleteDelta, encode_delete_delta
@@ -48,14 +47,13 @@ from indexer.field_parts import coded_part
 from query.collection_view import CollectionView
 from query.pipeline import Pipeline
 from vectors.inverted_lists import build_lists, write_lists
-from vectors.nlist import choose_nlist
 from vectors.quantizer import Quantizer
-from vectors.train import train
 
 PARTITIONS = 4
 TAIL_BATCH_ROWS = 64
+MEASURED_EVERY = 10
+"""Of many small segments one in so many gets a table of recall: they are alike, a table takes longer than coding, and the trainer's counts most."""
 LOAD_SECONDS = 120.0
-GENERATION = 1
 _WRITER, _ROLE, _PREFIX = "bench", "b", "row-"
 
 
@@ -98,7 +96,7 @@ class OwnRows:
     engines : Engines
         On memory log and memory store.
     generation : Generation
-        Its only one, from `trained`.
+        Its only one, from `bench.trained`.
     attributes : Mapping of str to str
         The collection's typed attributes.
     """
@@ -111,7 +109,7 @@ class OwnRows:
         self.field = self.index.fields[0]
         self._schema = rows_schema(attributes)
         self._keys = CollectionKeys(self.record.name, self.record.incarnation).index(self.index.name)
-        engines.store.put_if_absent(self._keys.generation(GENERATION, VECTOR_FIELD), encode_generation(generation))
+        engines.store.put_if_absent(self._keys.generation(FIRST_GENERATION, VECTOR_FIELD), encode_generation(generation))
         self.quantizer = Quantizer.open(generation)
         self._producer = engines.log.producer()
         self._chains = {partition: self._chain(partition) for partition in range(PARTITIONS)}
@@ -171,7 +169,7 @@ class OwnRows:
             commit_id=str(ULID()),
             writer=_WRITER,
             committed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            generation={VECTOR_FIELD: GENERATION},
+            generation={VECTOR_FIELD: FIRST_GENERATION},
             checkpoint=Checkpoint(
                 vectors_offset=self.engines.log.bounds(self.index.vectors_topic)[partition].next_offset,
                 media_offset=max([chain.read.manifest.checkpoint.media_offset, *(segment.entry.next_offset for segment in segments)]),
@@ -232,16 +230,6 @@ def _unmeasured_part(quantizer: Quantizer, vectors: NDArray[np.float16], rows: N
     lists = write_lists(build_lists(quantizer.nlist, encoded.list_numbers, encoded.codes, rows))
     sizes = (quantizer.nlist, quantizer.code_bytes)
     return CodedPart(quantizer.number, quantizer.codec.name, *sizes, lists, encoded.refine, rows.astype(np.uint32), segment_rows, {})
-
-
-def trained(sample: NDArray[np.float32]) -> Generation:
-    """A generation for `OwnRows`, trained on a sample, shape (n, d), of length 1."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
-    try:
-        return train(vector_field(VECTOR_FIELD_WORDS), sample, choose_nlist(len(sample), len(sample)), "auto", 0, GENERATION)
-    finally:
-        faiss.omp_set_num_threads(before)  # a searching thread has one, and would not set it again
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +63,9 @@ class Place:
         return f"http://127.0.0.1:{self.settings.query_port}"
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Start the roles, and wait until the query service serves every collection that exists now."""
-        commands = {"up": ["up"]} if self.name == "embedded" else {name: ["run", name] for name in ("embed", "index", "query")}
+    def running(self, roles: Sequence[str] = ("embed", "index", "query")) -> Iterator[None]:
+        """Start the roles (embedded: all there are), and wait until the query service serves every collection that exists now."""
+        commands = {"up": ["up"]} if self.name == "embedded" else {name: ["run", name] for name in roles}
         with ExitStack() as stack:
             self.processes = [stack.enter_context(BenchProcess(name, cli(*words), self.values, self.folder)) for name, words in commands.items()]
             with HeadwaterClient(self.url, timeout_seconds=5.0) as client:

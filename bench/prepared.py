@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
 from backends.catalog.manifests import ManifestChain
-from bench.clip_like import ClipLike, blocks
 from bench.feeds import VECTOR_FIELD, VECTOR_FIELD_WORDS
 from bench.frame import Bench
+from bench.generated_rows import generated_rows, rows_of
 from bench.places import Place, open_place
 from bench.processes import memory_mib, wait_until
 from contracts.collection import CollectionRecord
@@ -38,7 +38,7 @@ from ingest.producer import MediaProducer
 from vectors.nearest_rows import NearestRows
 
 SEND_ROWS = 10_000
-QUERIES, LIMIT = 500, 10
+LIMIT = 10
 SEARCHABLE_SECONDS, INDEXED_SECONDS = 1800.0, 900.0
 
 
@@ -92,7 +92,7 @@ def newest_manifests(engines: Engines, record: CollectionRecord) -> list[Manifes
 
 @contextmanager
 def _prepared(bench: Bench) -> Iterator[Prepared]:
-    rows, partitions = bench.size(20_000, 100_000, 1_000_000), bench.size(1, 1, 4)
+    rows, partitions = bench.length("E2E", "rows"), bench.length("E2E", "partitions")
     with ExitStack() as stack:
         place = stack.enter_context(open_place("kafka"))
         if not bench.full:  # with fewer rows no segment would become as large, nor any index be trained
@@ -105,9 +105,8 @@ def _prepared(bench: Bench) -> Iterator[Prepared]:
         stack.callback(delete_collection, engines, record.name)
         made = Prepared(place, engines, record, rows)
         with bench.steps(f"E2E: {rows} vectors"):
-            source = ClipLike(bench.seed)
-            matrix = np.concatenate([block.astype(np.float16) for block in blocks(source, rows, bench.seed)])
-            queries = source.sample(np.linspace(0, 1, QUERIES), bench.seed + 1_000_000)
+            matrix = rows_of(rows, bench.seed)
+            queries = generated_rows(bench.seed).queries(bench.length("E2E", "queries"))
             truth = nearest(matrix, queries)
         made.query = queries[0]
         with place.running():

@@ -61,7 +61,7 @@ class Served:
 
 @contextmanager
 def served_rows(generation: Generation) -> Iterator[Served]:
-    """A collection with a generation (`own_rows.trained`); all of it is gone when the context ends."""
+    """A collection with a generation (`bench.trained`); all of it is gone when the context ends."""
     with open_place("embedded") as place, open_engines(place.settings) as engines:
         yield Served(OwnRows(engines, generation, {}), place)
 

@@ -1,16 +1,19 @@
-"""A generation for workloads in which training is not measured: trained like the indexer's, once for a run.
+"""A generation for workloads in which training is not measured: trained like the indexer's, once in a process, and shared.
 
-Takes: a field, rows. Gives: a generation. Owns: how long training may take. Never: is what a workload measures.
+Takes: rows. Gives: a generation. Owns: how many rows an index is made for. Never: is what a workload measures.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
+import faiss
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.clip_like import ClipLike
 from bench.feeds import VECTOR_FIELD_WORDS
+from bench.generated_rows import rows_of
 from contracts.codec import AUTO
 from contracts.collection import FieldRecord
 from contracts.generation import Generation
@@ -19,7 +22,8 @@ from vectors.nlist import choose_nlist
 from vectors.train import train
 
 FIRST_GENERATION = 1
-SAMPLE_SEED = 1
+INDEX_ROWS = 1_000_000
+"""Rows of the index that a generation is trained for: its number of lists follows from it, and most of the cost of a row from that."""
 
 
 def field_record() -> FieldRecord:
@@ -27,8 +31,17 @@ def field_record() -> FieldRecord:
     return vector_field(VECTOR_FIELD_WORDS)
 
 
+def generation_of(sample: NDArray[np.float32], seed: int = 0) -> Generation:
+    """A generation of `field_record` for an index of `INDEX_ROWS`, trained on a sample, shape (n, d), with all cores."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    try:
+        return train(field_record(), sample, choose_nlist(INDEX_ROWS, len(sample)), AUTO, seed, FIRST_GENERATION)
+    finally:
+        faiss.omp_set_num_threads(before)  # a searching thread has one, and would not set it again
+
+
 @cache
-def generation(rows: int, index_rows: int, seed: int) -> Generation:
-    """A generation of `field_record`, trained on `rows` rows of the generator for an index of `index_rows`; kept for other workloads."""
-    sample = ClipLike(seed).sample(np.zeros(rows), SAMPLE_SEED).astype(np.float16).astype(np.float32)
-    return train(field_record(), sample, choose_nlist(index_rows, rows), AUTO, seed, FIRST_GENERATION)
+def generation(rows: int, seed: int) -> Generation:
+    """The generation that is trained on the first `rows` shared rows; kept for other workloads."""
+    return generation_of(rows_of(rows, seed).astype(np.float32), seed)

@@ -17,13 +17,12 @@ from backends.catalog.generations import publish_generation
 from backends.catalog.objects import download
 from backends.memory_log import MemoryLog
 from backends.memory_store import MemoryStore
-from bench.bare_add import rows_of
 from bench.frame import Bench, Goal, Measure, Outcome
+from bench.generated_rows import rows_of
 from bench.places import stack_values
 from bench.prepared import PreparedIndex, newest_manifests
 from bench.trained import field_record, generation
 from bench.vector_batches import fill
-from bench.w2_build import INDEX_ROWS
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.item import ID_HASH_BYTES
@@ -85,7 +84,7 @@ class Storage:
     def run(self, bench: Bench) -> Outcome:
         """See `bench.frame.Workload.run`. Without the local stack the largest index is left out."""
         outcome = Outcome(notes={"not named any more": "flat parts whose vectors were coded since; garbage collection deletes them"})
-        trained_rows = bench.size(12_000, 65_536, 65_536)
+        trained_rows = bench.length(self.name, "rows")
         for rows in (FLAT_ROWS, trained_rows):
             with bench.steps(f"W13: {rows} rows"):
                 _add(outcome, rows, built(rows, trained_rows, bench.seed))
@@ -107,7 +106,7 @@ def built(rows: int, trained_rows: int, seed: int) -> StoredBytes:
     builder = PartitionBuilder(PartitionSource(engines, record, record.index(), 0), "bench", UlidSource())
     reader = engines.log.reader(record.index().vectors_topic, {0: builder.start()})
     if rows >= trained_rows:
-        made = publish_generation(engines.store, builder.codecs.keys, record.index().fields[0], generation(trained_rows, INDEX_ROWS, seed))
+        made = publish_generation(engines.store, builder.codecs.keys, record.index().fields[0], generation(trained_rows, seed))
         builder.codecs.adopt(builder.codecs.add(made))
     fill(engines.log.producer(), record, rows_of(rows, seed), rows)
     while batches := reader.poll(POLL_SECONDS):

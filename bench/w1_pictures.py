@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -37,16 +36,8 @@ PARTITIONS = 4
 LIMIT_SECONDS = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Pairs of measurements, pictures in each, and pictures that are searchable before the clock starts."""
-
-    pairs: int
-    pictures: int
-    first_pictures: int
-
-
-FULL, QUICK = Lengths(5, 600, 64), Lengths(1, 200, 64)
+FIRST_PICTURES = 64
+"""Pictures that are searchable before the clock starts."""
 ENCODERS = {"lite": "lite", "vit_b32": VIT_B32}
 
 
@@ -59,8 +50,8 @@ class PicturesToSearchable:
 
     def run(self, bench: Bench) -> Outcome:
         """See `bench.frame.Workload.run`. Nothing is measured without the local stack."""
-        lengths = QUICK if bench.quick else FULL
-        outcome = Outcome(notes={"lengths": asdict(lengths), "partitions": PARTITIONS, "order": "A B B A"})
+        lengths = bench.lengths(self.name)
+        outcome = Outcome(notes={"lengths": lengths, "first_pictures": FIRST_PICTURES, "partitions": PARTITIONS, "order": "A B B A"})
         if stack_values() is None:
             outcome.notes["not measured"] = "no local stack (make stack)"
             return outcome
@@ -70,13 +61,14 @@ class PicturesToSearchable:
                 place.settings = load_settings(**place.values)
                 if mode == "vit_b32":
                     write_vit_b32(place.folder, bench.seed)
-                measures, notes = _measure(bench, lengths, place, mode, ENCODERS[mode])
+                measures, notes = _measure(bench, lengths["pairs"], lengths[f"{mode}_pictures"], place, mode)
             outcome.modes |= measures
             outcome.notes[mode] = notes
         return outcome
 
 
-def _measure(bench: Bench, lengths: Lengths, place: Place, mode: str, encoder: str) -> tuple[dict[str, Measure], dict[str, Any]]:
+def _measure(bench: Bench, pairs: int, pictures: int, place: Place, mode: str) -> tuple[dict[str, Measure], dict[str, Any]]:
+    encoder = ENCODERS[mode]
     ours: list[float] = []
     bare: list[float] = []
     threads = 0
@@ -86,15 +78,15 @@ def _measure(bench: Bench, lengths: Lengths, place: Place, mode: str, encoder: s
             stack.enter_context(place.running())
             loop = stack.enter_context(BenchProcess("bare_loop", module_command("bench.bare_loop", encoder), place.values, place.folder, talks=True))
             loop.read_line()
-            _pipeline(engines, place, encoder, lengths.first_pictures + 64, lengths.first_pictures)  # loads the worker's model
+            _pipeline(engines, place, encoder, 2 * FIRST_PICTURES, FIRST_PICTURES)  # loads the worker's model
             place.settle()
         idle = _idle_share()
-        with bench.steps(f"W1 {mode}: pipeline and bare loop", 2 * lengths.pairs) as step:
-            for turn in abba(lengths.pairs):
+        with bench.steps(f"W1 {mode}: pipeline and bare loop", 2 * pairs) as step:
+            for turn in abba(pairs):
                 if turn == "A":
-                    ours.append(_pipeline(engines, place, encoder, lengths.pictures, lengths.first_pictures))
+                    ours.append(_pipeline(engines, place, encoder, pictures, FIRST_PICTURES))
                 else:
-                    answer = json.loads(loop.ask(str(lengths.pictures)))
+                    answer = json.loads(loop.ask(str(pictures)))
                     bare.append(answer["pictures"] / answer["seconds"])
                     threads = answer["encoder_threads"]
                 step.done()

@@ -30,9 +30,8 @@ from embedding.open_encoder import open_encoder
 from embedding.parity import MIN_COSINE, centred_cosine
 
 PICTURES = 32
-"""In one sample; as many as a worker hands to its encoder at most (`embed_batch_items`)."""
+"""Of the samples; as many as a worker hands to its encoder at most (`embed_batch_items`)."""
 EAGER_BATCHES = (8, 32)
-PAIRS, QUICK_PAIRS, QUICK_PICTURES = 10, 3, 16
 MEDIA = ROOT / "examples" / "media"
 Pictures = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -51,9 +50,7 @@ class EncoderSpeed:
     def run(self, bench: Bench) -> Outcome:
         """See `bench.frame.Workload.run`."""
         threads = os.cpu_count() or 1
-        outcome = Outcome(
-            notes={"threads": threads, "pictures_per_sample": QUICK_PICTURES if bench.quick else PICTURES, "order": "A B B A, ours first"}
-        )
+        outcome = Outcome(notes={"threads": threads, "pictures_per_sample": bench.length(self.name, "pictures"), "order": "A B B A, ours first"})
         for mode, prepare in (("lite", _lite), ("vit_b32", _vit_b32)):
             with tempfile.TemporaryDirectory(prefix="bench-w1c-") as folder:
                 settings = Settings(
@@ -61,7 +58,7 @@ class EncoderSpeed:
                 )
                 with bench.steps(f"W1c {mode}: load and convert"):
                     encoder, eager = prepare(settings, bench.seed)
-                pictures = _samples(encoder)[: QUICK_PICTURES if bench.quick else PICTURES]
+                pictures = _samples(encoder)[: bench.length(self.name, "pictures")]
                 outcome.modes[mode], outcome.notes[mode] = _compare(bench, mode, encoder, eager, pictures)
         return outcome
 
@@ -76,7 +73,7 @@ def _compare(bench: Bench, mode: str, encoder: Encoder, eager: Callable[[int], E
         raise CorruptError(f"{mode}: our vectors have a centred cosine of {cosine:.4f} with eager torch's", hint="HEADWATER_EMBED_RUNTIME=torch")
     rates: dict[str, list[float]] = {"A": [], "B": []}
     machine, own = machine_cpu_seconds(), own_cpu_seconds()
-    order = abba(QUICK_PAIRS if bench.quick else PAIRS)
+    order = abba(bench.length("W1c", "pairs"))
     with bench.steps(f"W1c {mode}: measure", len(order)) as step:
         for which in order:
             rates[which].append(_rate(encoders[which], pictures))

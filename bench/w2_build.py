@@ -12,16 +12,19 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
+
+import numpy as np
 
 from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
 from backends.catalog.generations import publish_generation
 from backends.catalog.manifests import ManifestChain
-from bench.bare_add import rows_of
 from bench.frame import Bench, Goal, Measure, Outcome
+from bench.generated_rows import rows_of
 from bench.intervals import abba, percentile, ratio
 from bench.places import Place, open_place, stack_values
 from bench.processes import BenchProcess, cli, module_command, rss_bytes
@@ -36,23 +39,10 @@ from contracts.settings import load_settings
 from contracts.vectors_batch import CommitNotice, read_headers
 from headwater.wiring import open_engines
 
-INDEX_ROWS = 1_000_000
-"""Rows of the index that the generation is trained for: its number of lists follows from it, and most of the cost of a row from that."""
 SPARE_SEGMENTS = 2
 """One in which the process loads what it needs, and one because a segment ends with the fetch in which it has become large enough."""
 LIMIT_SECONDS = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Pairs of measurements, rows of a segment and so of each measurement, and rows that are trained on."""
-
-    pairs: int
-    segment_rows: int
-    train_rows: int
-
-
-FULL, QUICK = Lengths(6, 100_000, 65_536), Lengths(2, 20_000, 12_000)
+ROWS_FILE = "rows.npy"
 
 
 @dataclass(slots=True)
@@ -84,13 +74,13 @@ class BuildSegments:
 
     def run(self, bench: Bench) -> Outcome:
         """See `bench.frame.Workload.run`. Nothing is measured without the local stack."""
-        lengths = QUICK if bench.quick else FULL
-        outcome = Outcome(notes={"lengths": asdict(lengths), "partitions": 1, "batch_rows": BATCH_ROWS, "order": "A B B A"})
+        lengths = bench.lengths(self.name)
+        outcome = Outcome(notes={"lengths": lengths, "partitions": 1, "batch_rows": BATCH_ROWS, "order": "A B B A"})
         if stack_values() is None:
             outcome.notes["not measured"] = "no local stack (make stack)"
             return outcome
         with open_place("kafka") as place:
-            place.values = dict(place.values) | {"seal_rows": str(lengths.segment_rows), "seal_seconds": "3600"}
+            place.values = dict(place.values) | {"seal_rows": str(lengths["segment_rows"]), "seal_seconds": "3600"}
             place.settings = load_settings(**place.values)
             with open_engines(place.settings) as engines:
                 record = create_collection(engines, CollectionRequest(f"bench-w2-{uuid4().hex[:9]}", [field_record()], partitions=1))
@@ -103,17 +93,21 @@ class BuildSegments:
         return outcome
 
 
-def _measure(bench: Bench, lengths: Lengths, place: Place, engines: Engines, record: CollectionRecord) -> tuple[dict[str, Measure], dict[str, Any]]:
+def _measure(
+    bench: Bench, lengths: Mapping[str, int], place: Place, engines: Engines, record: CollectionRecord
+) -> tuple[dict[str, Measure], dict[str, Any]]:
     keys = CollectionKeys(record.name, record.incarnation).index(record.index().name)
     with bench.steps("W2: train"):
-        trained = generation(lengths.train_rows, INDEX_ROWS, bench.seed)
+        trained = generation(lengths["train_rows"], bench.seed)
         publish_generation(engines.store, keys, record.index().fields[0], trained)
     with bench.steps("W2: fill the topic"), closing(engines.log.producer(linger_seconds=0.02)) as producer:
-        fill(producer, record, rows_of(lengths.segment_rows, bench.seed), (lengths.pairs + SPARE_SEGMENTS) * lengths.segment_rows)
+        rows = rows_of(lengths["segment_rows"], bench.seed)
+        np.save(place.folder / ROWS_FILE, rows)
+        fill(producer, record, rows, (lengths["pairs"] + SPARE_SEGMENTS) * len(rows))
     topic = record.index().vectors_topic
     with ExitStack() as stack:
         notices = stack.enter_context(closing(engines.log.reader(topic, {0: engines.log.bounds(topic)[0].next_offset})))
-        command = module_command("bench.bare_add", record.name, str(lengths.segment_rows), str(bench.seed))
+        command = module_command("bench.bare_add", record.name, ROWS_FILE)
         bare = stack.enter_context(BenchProcess("bare_add", command, place.values, place.folder, talks=True))
         threads = json.loads(bare.read_line())["threads"]
         bare.ask("warm up")
@@ -169,15 +163,15 @@ class _Builder:
         os.kill(self._process.pid, signal.SIGCONT)
 
 
-def _take_turns(bench: Bench, lengths: Lengths, place: Place, bare: BenchProcess, builder: _Builder) -> tuple[_Side, _Side, dict[str, Any]]:
+def _take_turns(bench: Bench, lengths: Mapping[str, int], place: Place, bare: BenchProcess, builder: _Builder) -> tuple[_Side, _Side, dict[str, Any]]:
     ours, theirs = _Side(), _Side()
     servers = dict.fromkeys(place.servers, 0.0)
-    with bench.steps("W2: builder and bare add", 2 * lengths.pairs) as step:
+    with bench.steps("W2: builder and bare add", 2 * lengths["pairs"]) as step:
         builder.until_commit()
         builder.stop()
         builder.new_rows()
         try:
-            for turn in abba(lengths.pairs):
+            for turn in abba(lengths["pairs"]):
                 if turn == "A":
                     before, begin = place.cpu(), time.perf_counter()
                     builder.go_on()

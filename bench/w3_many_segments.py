@@ -15,13 +15,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.clip_like import ClipLike, blocks
 from bench.feeds import VECTOR_FIELD
 from bench.frame import Bench, Goal, Measure, Outcome
+from bench.generated_rows import generated_rows
 from bench.intervals import abba, percentile, ratio
 from bench.merged_index import MergedIndex, MergedSearch
-from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, own_rows, row_of, trained
+from bench.own_rows import MEASURED_EVERY, PARTITIONS, OwnRows, StoredSegment, own_rows, row_of
 from bench.processes import Others
+from bench.trained import generation
 from contracts.errors import CorruptError
 from indexer.field_parts import coded_part
 from query.collection_view import CollectionView
@@ -58,15 +59,13 @@ class ManySegments:
     def run(self, bench: Bench) -> Outcome:
         """Both numbers of segments, one after the other."""
         outcome = Outcome()
-        rows = bench.size(50_000, 200_000, 500_000)
-        source = ClipLike(bench.seed)
-        with bench.steps("W3: make rows"):
-            matrix = np.concatenate(list(blocks(source, rows + TAIL_ROWS, bench.seed)))
-            queries = source.sample(np.linspace(0, 1, QUERIES), bench.seed + 1_000_000)
-        with bench.steps("W3: train"):
-            generation = trained(matrix[: min(rows, TRAIN_ROWS)])
+        rows = bench.length(self.name, "rows")
+        source = generated_rows(bench.seed)
+        with bench.steps("W3: make rows, train"):
+            matrix, queries = source.first(rows + TAIL_ROWS), source.queries(QUERIES)
+            trained = generation(min(rows, TRAIN_ROWS), bench.seed)
         for count in SEGMENTS:
-            with bench.steps(f"W3: {count} segments: store, load, measure"), own_rows(generation) as made:
+            with bench.steps(f"W3: {count} segments: store, load, measure"), own_rows(trained) as made:
                 filled = Filled.of(made, matrix, count, bench.seed)
                 with made.opened() as (view, pipeline):
                     measures, notes = _compare(bench, filled, view, pipeline, queries)
@@ -88,7 +87,8 @@ class Filled:
         sealed = len(matrix) - TAIL_ROWS
         bounds = np.linspace(0, sealed, count + 1).astype(int)
         segments = [
-            made.store(at % PARTITIONS, int(start), matrix[start:stop]) for at, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
+            made.store(at % PARTITIONS, int(start), matrix[start:stop], measured=at % MEASURED_EVERY == 0)
+            for at, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
         ]
         live = np.ones(len(matrix), np.bool_)
         for partition in range(PARTITIONS):
@@ -138,7 +138,7 @@ def _compare(
     theirs = recall(bare.closest(queries, LIMIT).tolist(), truth)
     if abs(ours - theirs) > MOST_RECALL_DIFFERENCE:
         raise CorruptError(f"{count} segments: recall {ours:.4f}, of the merged index {theirs:.4f}: rows are lost or found twice")
-    pairs, others = bench.size(5, 10, 20), Others()
+    pairs, others = bench.length("W3", "pairs"), Others()
     batches = [requests[at : at + BATCH] for at in range(0, QUERIES, BATCH)]
     bodies = [QueryBatchRequest(searches=batch) for batch in batches]
     our_qps, bare_qps = _rates(

@@ -13,9 +13,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -46,19 +45,8 @@ PARTITIONS = 4
 ENCODER, SOURCES = "lite", ("image", "text", "fused")
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """How much is measured: probes of each phase, seconds of the burst, and what is sent to estimate the burst's size."""
-
-    idle_probes: int
-    load_probes: int
-    warm_up_probes: int
-    burst_seconds: float
-    pilot_items: dict[str, int]
-
-
-FULL = Lengths(120, 150, 20, 10.0, {"vectors": 300, "pictures": 30})
-QUICK = Lengths(20, 30, 5, 3.0, {"vectors": 200, "pictures": 20})
+PILOT_ITEMS = {"vectors": 200, "pictures": 20}
+"""What is sent to estimate the burst's size."""
 
 
 def time_to_found(send: Callable[[], object], is_found: Callable[[], bool], limit_seconds: float = LIMIT_SECONDS) -> float:
@@ -137,7 +125,7 @@ class TimeToSearchable:
 
     def run(self, bench: Bench) -> Outcome:
         """See `bench.frame.Workload.run`. Without the local stack only the embedded modes are measured."""
-        lengths = QUICK if bench.quick else FULL
+        lengths = bench.lengths(self.name)
         outcome = Outcome(notes=_method(lengths))
         for name in PLACES:
             if name == "kafka" and stack_values() is None:
@@ -150,9 +138,9 @@ class TimeToSearchable:
         return outcome
 
 
-def _method(lengths: Lengths) -> dict[str, Any]:
+def _method(lengths: Mapping[str, int]) -> dict[str, Any]:
     return {
-        "lengths": asdict(lengths),
+        "lengths": dict(lengths),
         "poll_seconds": POLL_SECONDS,
         "poll_share_of_time_waited": POLL_SHARE,
         "pause_between_probes_seconds": SPACING_SECONDS,
@@ -182,7 +170,7 @@ def _collections(engines: Engines) -> Iterator[dict[str, CollectionRecord]]:
             delete_collection(engines, record.name)
 
 
-def _measure_place(bench: Bench, lengths: Lengths, place: Place) -> tuple[dict[str, Measure], dict[str, Any]]:
+def _measure_place(bench: Bench, lengths: Mapping[str, int], place: Place) -> tuple[dict[str, Measure], dict[str, Any]]:
     with ExitStack() as stack:
         engines = stack.enter_context(open_engines(place.settings))
         collections = stack.enter_context(_collections(engines))
@@ -196,7 +184,7 @@ def _measure_place(bench: Bench, lengths: Lengths, place: Place) -> tuple[dict[s
             producer = stack.enter_context(MediaProducer(engines.log, record, place.settings))
             probers[kind] = Prober(kind, FEEDS[kind](bench.seed), producer, finder, bench.seed)
         for kind in KINDS:
-            _probes(bench, f"W4 {place.name}: warm up, {kind}", probers[kind], lengths.warm_up_probes)
+            _probes(bench, f"W4 {place.name}: warm up, {kind}", probers[kind], lengths["warm_up_probes"])
         with bench.steps(f"W4 {place.name}: until the roles rest"):
             place.settle()
         return _Phases(bench, lengths, place, collections, probers, client).run()
@@ -208,7 +196,7 @@ class _Phases:
     def __init__(
         self,
         bench: Bench,
-        lengths: Lengths,
+        lengths: Mapping[str, int],
         place: Place,
         collections: dict[str, CollectionRecord],
         probers: dict[str, Prober],
@@ -223,7 +211,7 @@ class _Phases:
         with self._cost("vectors"):
             self._idle_vectors()
         with self._cost("pictures"):
-            samples = _probes(self.bench, f"W4 {self.place.name}: idle pictures", self.probers["pictures"], self.lengths.idle_probes)
+            samples = _probes(self.bench, f"W4 {self.place.name}: idle pictures", self.probers["pictures"], self.lengths["idle_probes"])
         self._add("pictures", "", samples)
         for kind in KINDS:
             with self._cost(f"{kind}_burst"):
@@ -250,14 +238,14 @@ class _Phases:
     def _idle_vectors(self) -> None:
         ours: list[float] = []
         bare: list[float] = []
-        prober, feed, count = self.probers["vectors"], VectorFeed(self.bench.seed + 1), self.lengths.idle_probes
+        prober, feed, count = self.probers["vectors"], VectorFeed(self.bench.seed + 1), self.lengths["idle_probes"]
 
         def bare_probe(hops: TwoHops, number: int) -> float:
             prober.pause()
             return hops.measure(f"hop-{number}".encode(), feed.value(f"probe-vectors-{number}"))
 
         with open_two_hops(self.place) as hops, self.bench.steps(f"W4 {self.place.name}: idle vectors, two hops", 2 * count) as step:
-            for number in range(self.lengths.warm_up_probes):
+            for number in range(self.lengths["warm_up_probes"]):
                 bare_probe(hops, -1 - number)
             for turn in abba(count):
                 if turn == "A":
@@ -271,8 +259,8 @@ class _Phases:
 
     def _sustained_rate(self, kind: str) -> float:
         """Items a second of the running pipeline, producer included: a burst, until all of it is searchable."""
-        pilot = self._burst(kind, self.lengths.pilot_items[kind])
-        items = max(self.lengths.pilot_items[kind], int(pilot * self.lengths.burst_seconds))
+        pilot = self._burst(kind, PILOT_ITEMS[kind])
+        items = max(PILOT_ITEMS[kind], int(pilot * self.lengths["burst_seconds"]))
         rate = self._burst(kind, items)
         self.notes[f"{kind}_per_second"] = round(rate, 1)
         self.notes[f"{kind}_burst_items"] = items
@@ -295,7 +283,7 @@ class _Phases:
         with BenchProcess(f"load_{kind}", command, self.place.values, self.place.folder, talks=True) as load:
             load.read_line()
             time.sleep(1.0)  # until the load has become steady
-            samples = _probes(self.bench, f"W4 {self.place.name}: {kind} beside {rate:.0f}/s", self.probers[kind], self.lengths.load_probes)
+            samples = _probes(self.bench, f"W4 {self.place.name}: {kind} beside {rate:.0f}/s", self.probers[kind], self.lengths["load_probes"])
             done = json.loads(load.finish())
         self._add(kind, "_half_load", samples)
         self.notes[f"{kind}_half_load"] = {"asked_per_second": round(rate, 1), "sent_per_second": round(done["sent"] / done["seconds"], 1), **done}

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.clip_like import ClipLike, blocks
 from bench.frame import Bench, Goal, Outcome
+from bench.generated_rows import generated_rows
 from bench.intervals import abba, percentile, ratio
-from bench.own_rows import PARTITIONS, OwnRows, StoredSegment, id_of, trained, wait_for
+from bench.own_rows import MEASURED_EVERY, PARTITIONS, OwnRows, StoredSegment, id_of, wait_for
 from bench.processes import Others
 from bench.served_rows import Caller, Served, body_of, served_rows
+from bench.trained import generation
 from contracts.errors import CorruptError
 
 RATES = (1, 10)
@@ -49,12 +50,12 @@ class HotLoad:
 
     def run(self, bench: Bench) -> Outcome:
         """Both rates, one after the other, at one service."""
-        rows, pairs, seconds = bench.size(30_000, 100_000, 400_000), bench.size(2, 5, 6), bench.size(2, 4, 10)
+        rows, pairs, seconds = (bench.length(self.name, name) for name in ("rows", "pairs", "window_seconds"))
         arriving = sum(rate * seconds * pairs for rate in RATES)
         outcome = Outcome(notes={"rows": rows, "seconds_per_window": seconds, "pairs": pairs, "connections": 1})
         with bench.steps("W5: make rows"):
-            matrix = np.concatenate(list(blocks(ClipLike(bench.seed), rows + arriving * SEGMENT_ROWS, bench.seed)))
-        with served_rows(trained(matrix[:TRAIN_ROWS])) as served:
+            matrix, trained = generated_rows(bench.seed).first(rows + arriving * SEGMENT_ROWS), generation(TRAIN_ROWS, bench.seed)
+        with served_rows(trained) as served:
             with bench.steps("W5: store segments"):
                 arrivals = _store(served.rows, matrix, rows, arriving)
             with served.running():
@@ -74,7 +75,10 @@ class HotLoad:
 def _store(made: OwnRows, matrix: NDArray[np.float32], rows: int, arriving: int) -> list[StoredSegment]:
     """Store and commit the rows that are there from the start, and store those that arrive later."""
     bounds = np.linspace(0, rows, BASE_SEGMENTS + 1).astype(int)
-    base = [made.store(at % PARTITIONS, int(start), matrix[start:stop]) for at, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))]
+    base = [
+        made.store(at % PARTITIONS, int(start), matrix[start:stop], measured=at % MEASURED_EVERY == 0)
+        for at, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
+    ]
     for partition in range(PARTITIONS):
         made.commit(partition, [segment for segment in base if segment.partition == partition])
     firsts = range(rows, rows + arriving * SEGMENT_ROWS, SEGMENT_ROWS)

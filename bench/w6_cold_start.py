@@ -65,7 +65,7 @@ class ColdStart:
         if stack_values() is None:
             return Outcome(notes={"not measured": "no local stack (make stack)"})
         made, found = self._prepared.open(bench), Found()
-        pairs = bench.size(2, 5, 6)
+        pairs = bench.length(self.name, "pairs")
         with bench.steps("W6: cold node and parallel GET", 2 * pairs) as step:
             for number, turn in enumerate(abba(pairs)):
                 measure_cold(made, number, found) if turn == "A" else measure_raw(made, number, found)

@@ -18,6 +18,8 @@ from contracts.errors import RecordError
 
 _FRAMES = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 """First bytes of a zstd and of an LZ4 frame: a stream without either of them has nothing that could be decompressed."""
+_SEARCHED_BYTES = 4 * 1024
+"""Up to this size a search for the frames is faster than a walk along the messages, which looks at none of their bodies."""
 _HEADER, _DICTIONARY_DATA, _BUFFERS, _COMPRESSION = 2, 1, 2, 3
 """Fields of Message, DictionaryBatch and RecordBatch by their number in Message.fbs."""
 _SHARING = (pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_list_view)
@@ -32,7 +34,7 @@ def check_expansion(value: bytes, most_bytes: int) -> None:
     RecordError
         ``too_large``; ``bad_envelope`` where a message cannot be read.
     """
-    if not any(frame in value for frame in _FRAMES):
+    if len(value) <= _SEARCHED_BYTES and not any(frame in value for frame in _FRAMES):
         return
     total = 0
     try:

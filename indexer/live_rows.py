@@ -52,12 +52,13 @@ class LiveRows:
         self.store, self._codecs = store, codecs
         self._segments: dict[str, SegmentEntry] = {}
         self._ids: dict[str, IdIndex] = {}
+        self._written = ""  # the segment that was written last
         self._deletes = CommittedDeletes(store)
         self._parts: OrderedDict[str, tuple[int, Any]] = OrderedDict()
 
     def remember(self, segment_id: str, ids: IdIndex) -> None:
-        """Keep the ids of a part that was just written, so that it is not read back."""
-        self._ids[segment_id] = ids
+        """Keep the ids of a part that was just written, so that it is not read back; the manifests up to its commit do not name it yet."""
+        self._ids[segment_id], self._written = ids, segment_id
 
     def load(self, manifest: Manifest) -> None:
         """Read what the manifest names and is not known yet; forget what it no longer names."""
@@ -66,7 +67,7 @@ class LiveRows:
                 self._ids[segment.segment_id] = read_ids(self.store, segment.parts[ROWS_PART])
         self._deletes.load(manifest)
         self._segments = {segment.segment_id: segment for segment in manifest.segments}
-        self._ids = {segment_id: self._ids[segment_id] for segment_id in self._segments}
+        self._ids = {segment_id: ids for segment_id, ids in self._ids.items() if segment_id in self._segments or segment_id == self._written}
 
     def _read(self, segment: SegmentEntry) -> RowsPart:
         return self._part(segment.parts[ROWS_PART], read_rows_part)

@@ -189,13 +189,15 @@ class CollectionView:
 
     def _is_newest(self, last: CollectionSnapshot) -> bool:
         """Whether a snapshot can be given once more: nothing has changed, and nothing in it expires."""
-        return (
-            self.record.retention_seconds is None
-            and len(last.views) == len(self._partitions)
-            and len(last.tiers) == len(self._indexes)
-            and all(self._partitions[number].view is view for number, view in last.views.items())
-            and all(index.tiers is tiers for index, tiers in last.tiers.items())
-        )
+        if self.record.retention_seconds is not None or len(last.views) != len(self._partitions) or len(last.tiers) != len(self._indexes):
+            return False
+        for number, view in last.views.items():  # loops: every query comes by, and a generator costs as much as what it looks at
+            if self._partitions[number].view is not view:
+                return False
+        for index, tiers in last.tiers.items():  # noqa: SIM110 - as above
+            if index.tiers is not tiers:
+                return False
+        return True
 
     def _pinned(self) -> tuple[dict[int, PartitionView], dict[LogicalIndex, Tiers]]:
         """Views and tiers that fit: rows are put into tiers before a view names them, and only new tiers lack what no view names any more."""

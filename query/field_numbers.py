@@ -7,7 +7,6 @@ mean which rows. Owns: reuse of what did not change since the snapshot before. N
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from query.found import FoundRows, Place
 from query.partition_view import PartitionView
 from query.parts import TAIL, CodedSpan, Part
 from vectors.logical_index import LogicalIndex
-from vectors.nprobe import choose_nprobe, measured_recall
+from vectors.nprobe import MeasuredRecall, choose_nprobe
 from vectors.tiers import Allowed
 
 EXPIRY_STEP_US = 1_000_000
@@ -36,18 +36,20 @@ class PlacedPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Spans:
-    """Spans of one block in one logical index, and the arrays of them that a search reads, both of shape (s,)."""
+    """Spans of one block in one logical index: where each begins, where its rows are, and the recall that the segments' writers measured."""
 
     placed: tuple[PlacedPart, ...]
     spans: tuple[CodedSpan, ...]
-    starts: NDArray[np.int64]
-    first_rows: NDArray[np.int64]
+    starts: list[int]
+    places: list[Place]
+    measured: MeasuredRecall
 
     @classmethod
-    def of(cls, entries: Sequence[tuple[PlacedPart, CodedSpan]]) -> _Spans:
+    def of(cls, entries: Sequence[tuple[PlacedPart, CodedSpan]], measured: MeasuredRecall) -> _Spans:
         placed, spans = tuple(placed for placed, _ in entries), tuple(span for _, span in entries)
-        starts = np.array([span.lease.numbers.start for span in spans], np.int64)
-        return cls(placed, spans, starts, np.array([span.first_row for span in spans], np.int64))
+        starts = [span.lease.numbers.start for span in spans]
+        places = [Place.of(*at, span.first_row - start) for at, span, start in zip(placed, spans, starts, strict=True)]
+        return cls(placed, spans, starts, places, measured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class _Block:
     def of(cls, partition: int, parts: tuple[Part, ...], field_name: str) -> _Block:
         flat: list[PlacedPart] = []
         coded: dict[LogicalIndex, list[tuple[PlacedPart, CodedSpan]]] = {}
+        tables: dict[LogicalIndex, list[tuple[int, Mapping[int, float]]]] = {}
         for part in parts:
             coding = part.vectors[field_name].coding
             placed = PlacedPart(partition, part)
@@ -69,7 +72,10 @@ class _Block:
                 flat.append(placed)
             else:
                 coded.setdefault(coding.index, []).extend((placed, span) for span in coding.spans)
-        return cls(parts, tuple(flat), {index: _Spans.of(entries) for index, entries in coded.items()})
+                if coding.recall:
+                    tables.setdefault(coding.index, []).append((part.rows, coding.recall))
+        spans = {index: _Spans.of(entries, MeasuredRecall.of(tables.get(index, ()))) for index, entries in coded.items()}
+        return cls(parts, tuple(flat), spans)
 
 
 Blocks = Mapping[tuple[int, bool], _Block]
@@ -96,18 +102,23 @@ class Numbering:
         self.index, self.allowed = index, allowed
         self.placed = tuple(chain.from_iterable(each.placed for each in mine))
         self.spans = tuple(chain.from_iterable(each.spans for each in mine))
-        starts = np.concatenate([each.starts for each in mine])
-        order = np.argsort(starts)
-        self.placed, self.spans = tuple(self.placed[at] for at in order), tuple(self.spans[at] for at in order)
-        self._starts: list[int] = starts[order].tolist()
-        self._shifts: list[int] = (np.concatenate([each.first_rows for each in mine]) - starts)[order].tolist()
+        starts = np.array(list(chain.from_iterable(each.starts for each in mine)), np.int64)
+        places, order = list(chain.from_iterable(each.places for each in mine)), np.argsort(starts)
+        self._later_starts, self._places = starts[order[1:]], [places[at] for at in order.tolist()]
+        self._measured = MeasuredRecall.sum([each.measured for each in mine])
+        if self._measured.rows and (trained := index.quantizer.trained_recall):
+            self._measured_or_trained = self._measured + MeasuredRecall.of([(index.quantizer.trained_rows, trained)])
+        else:
+            self._measured_or_trained = self._measured
         self._nprobe: dict[float, int] = {}
 
-    def place(self, number: int) -> tuple[int, Part, int]:
-        """Partition, part, and row in it, of a number."""
-        at = bisect_right(self._starts, number) - 1  # of Python's own numbers: for the ten of an answer that is faster than arrays
-        partition, part = self.placed[at]
-        return partition, part, number + self._shifts[at]
+    def found(self, numbers: NDArray[np.int64], scores: NDArray[np.float32]) -> list[FoundRows]:
+        """The rows of each query: numbers, -1 where there is none, and scores, both of shape (q, k)."""
+        places, places_of = self._places, self._later_starts.searchsorted(numbers, "right").tolist()
+        return [
+            FoundRows([(place := places[at], number + place[2], score) for at, number, score in zip(*each, strict=True) if number >= 0])
+            for each in zip(places_of, numbers.tolist(), scores.tolist(), strict=True)
+        ]
 
     def gone(self, expired_before_us: int | None) -> NDArray[np.uint8]:
         """Bitmap of rows of segments that are not live, or have expired: no later view shows them."""
@@ -121,22 +132,13 @@ class Numbering:
         """Lists to probe for a recall, by what the writers of the segments and the trainer measured."""
         found = self._nprobe.get(target_recall)
         if found is None:
-            found = self._nprobe[target_recall] = choose_nprobe(self._tables_and_trained(), target_recall, self.index.quantizer.nlist)
+            found = self._nprobe[target_recall] = choose_nprobe(self._measured_or_trained, target_recall, self.index.quantizer.nlist)
         return found
 
     def recall(self, target_recall: float) -> tuple[int, float]:
         """Rows whose writers measured recall, and the recall that a search for `target_recall` has among them."""
-        rows = sum(rows for rows, _ in self._tables())
-        return rows, measured_recall(self._tables_and_trained(), self.nprobe(target_recall)) if rows else 0.0
-
-    def _tables(self) -> list[tuple[int, Mapping[int, float]]]:
-        measured = [(placed.part.rows, placed.part.vectors[self._field].coding) for placed in self.placed]
-        return [(rows, coding.recall) for rows, coding in measured if coding is not None and coding.recall]
-
-    def _tables_and_trained(self) -> list[tuple[int, Mapping[int, float]]]:
-        """Those of the segments, and where there are any that of the rows that the index was trained on."""
-        tables, quantizer = self._tables(), self.index.quantizer
-        return [*tables, (quantizer.trained_rows, quantizer.trained_recall)] if tables and quantizer.trained_recall else tables
+        rows = self._measured.rows
+        return rows, self._measured_or_trained.at(self.nprobe(target_recall)) if rows else 0.0
 
     def allow(self, masks: Mapping[int, NDArray[np.bool_]]) -> Allowed:
         """Bitmap of some rows: masks over parts' rows, by the part's identity (`id`)."""

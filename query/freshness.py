@@ -26,6 +26,8 @@ async def fresh_snapshot(view: CollectionView, consistency: Consistency, wait_se
     UnavailableError
         ``not_fresh_enough``: time is over; or the collection cannot be served at all.
     """
+    if not consistency.min_offsets and consistency.max_staleness_ms is None:
+        return view.snapshot()
     wanted = _partitions(view, consistency)
     loop = asyncio.get_running_loop()
     deadline, pause = loop.time() + wait_seconds, _FIRST_PAUSE

@@ -13,8 +13,8 @@ from typing import Any
 
 from contracts import attributes as typed
 from query.collection_view import CollectionSnapshot
+from query.found import RowRef, bare_point
 from query.parts import TAIL
-from query.search import RowRef
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -26,15 +26,6 @@ class Shown:
     payload: bool | Sequence[str] = True
     vector: bool | Sequence[str] = False
     lineage: bool = False
-
-
-def bare_point(ref: RowRef) -> dict[str, Any]:
-    """One point as every query gives it. `version` is the media offset that the row came from; `score` is there where vectors were compared."""
-    part, row, score = ref.part, ref.row, ref.score
-    point: dict[str, Any] = {"id": part.id(row), "version": part.columns.offsets.item(row)}
-    if score is not None:
-        point["score"] = score
-    return point
 
 
 def show_point(snapshot: CollectionSnapshot, ref: RowRef, shown: Shown) -> dict[str, Any]:

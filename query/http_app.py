@@ -23,6 +23,7 @@ from query.discovery import Collections
 from query.http_errors import BodyLimit, install_handlers, json_response
 from query.http_models import MODELS
 from query.http_points import PointRoutes
+from query.http_quick import QuickReads
 from query.pipeline import Pipeline
 from query.scan import count
 
@@ -33,9 +34,11 @@ def build_app(engines: Engines, collections: Collections, pipeline: Pipeline, po
     """Assemble the app; the caller starts and stops `collections` and `pool`."""
     app = FastAPI(title="Headwater", summary="Live multimodal search over a stream", redoc_url=None)
     app.include_router(_CollectionRoutes(collections, pool).router())
-    app.include_router(PointRoutes(engines, collections, pipeline, pool).router())
+    points = PointRoutes(engines, collections, pipeline, pool)
+    app.include_router(points.router())
     app.include_router(_operation_routes(engines, collections))
     app.include_router(page.router())
+    app.add_middleware(QuickReads, routes=points)
     app.add_middleware(BodyLimit, max_bytes=engines.settings.max_body_bytes)
     install_handlers(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -37,6 +37,10 @@ class Consistency(Body):
     )
 
 
+ANYHOW = Consistency()
+"""No wish at all; pydantic would copy a default that is a model, level by level, for each request that names none."""
+
+
 class Selection(Body):
     """What every read of points may ask for."""
 
@@ -44,7 +48,7 @@ class Selection(Body):
     with_payload: bool | Names | None = Field(None, description="attributes and text: all, none, or these names")
     with_vector: bool | Names = Field(False, description="stored vectors: all, none, or of these fields; of coded rows what their refine codes say")
     with_lineage: bool = Field(False, description="where each point came from")
-    consistency: Consistency = Consistency()
+    consistency: Consistency = Field(default_factory=lambda: ANYHOW)
 
 
 class SearchParams(Body):
@@ -73,7 +77,7 @@ class QueryBatchRequest(Body):
     """`POST points/query/batch`: all searches see the same snapshot."""
 
     searches: list[QueryRequest] = Field(max_length=MAX_BATCH)
-    consistency: Consistency = Consistency()
+    consistency: Consistency = Field(default_factory=lambda: ANYHOW)
 
 
 class ScrollRequest(Selection):
@@ -88,7 +92,7 @@ class CountRequest(Body):
 
     filter: Any = Field(None, description="as in points/query", examples=[FILTER_EXAMPLE])
     exact: bool = Field(True, description="accepted for compatibility: counts are always exact")
-    consistency: Consistency = Consistency()
+    consistency: Consistency = Field(default_factory=lambda: ANYHOW)
 
 
 class DeleteRequest(Body):
@@ -96,7 +100,7 @@ class DeleteRequest(Body):
 
     points: list[Annotated[str, StringConstraints(min_length=1, max_length=512)] | int] | None = Field(None, max_length=10_000, description="ids")
     filter: Any = Field(None, description="as in points/query, with at least one condition", examples=[FILTER_EXAMPLE])
-    consistency: Consistency = Consistency()
+    consistency: Consistency = Field(default_factory=lambda: ANYHOW)
 
 
 MODELS: tuple[type[Body], ...] = (QueryRequest, QueryBatchRequest, ScrollRequest, CountRequest, DeleteRequest)

@@ -24,7 +24,18 @@ from query.deletes import SentDeletes, send_deletes
 from query.discovery import Collections
 from query.freshness import fresh_snapshot
 from query.http_errors import NO_SNIFF, DeletesOffError, of_error, status_of
-from query.http_models import Body, BodyType, Consistency, CountRequest, DeleteRequest, QueryBatchRequest, QueryRequest, ScrollRequest, read_body
+from query.http_models import (
+    ANYHOW,
+    Body,
+    BodyType,
+    Consistency,
+    CountRequest,
+    DeleteRequest,
+    QueryBatchRequest,
+    QueryRequest,
+    ScrollRequest,
+    read_body,
+)
 from query.pipeline import Answer, Pipeline
 
 MEDIA_HEADERS = NO_SNIFF | {
@@ -33,8 +44,10 @@ MEDIA_HEADERS = NO_SNIFF | {
     "cross-origin-resource-policy": "same-origin",
 }
 PREFIX = "/collections/{collection}/points"
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 Work = Callable[[CollectionSnapshot], Answer | Response]
-CollectionName = Annotated[str, Path(max_length=200)]
+LONGEST_NAME = 200
+CollectionName = Annotated[str, Path(max_length=LONGEST_NAME)]
 
 
 class _AnyText(PathConvertor):
@@ -93,7 +106,7 @@ class PointRoutes:
         """Answer several queries from one snapshot."""
 
         def work(body: QueryBatchRequest) -> Work:
-            if any(search.consistency != Consistency() for search in body.searches):
+            if any(search.consistency != ANYHOW for search in body.searches):
                 raise SettingsError(
                     "a search of a batch has a consistency of its own", hint="give one consistency beside `searches`", code="invalid_request"
                 )
@@ -166,7 +179,7 @@ class PointRoutes:
     async def _read(self, request: Request, collection: str, model: type[BodyType], to_work: Callable[[BodyType], Work]) -> Response:
         async def work() -> tuple[Consistency, Work]:
             body = read_body(await request.body(), model, self._engines.settings.max_body_bytes)
-            consistency: Consistency = getattr(body, "consistency", Consistency())
+            consistency: Consistency = getattr(body, "consistency", ANYHOW)
             return consistency, to_work(body)
 
         return await self._answer(collection, work)
@@ -200,8 +213,7 @@ def _run(view: CollectionView, pinned: CollectionSnapshot, work: Work, started: 
     if answer.usage:
         body["usage"] = answer.usage
     body["freshness"] = view.freshness(answer.snapshot or pinned)
-    data = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
-    return Response(data, 200, NO_SNIFF, "application/json")
+    return Response(_to_json(body).encode("utf-8"), 200, NO_SNIFF, "application/json")
 
 
 def _deleted(sent: SentDeletes, topic: str, status: str) -> Answer:

@@ -21,7 +21,7 @@ from contracts.media_record import PICTURE_TYPES, TEXT_TYPE, MediaItem, RecordLi
 from embedding.decode_pool import DecodePool
 from embedding.pictures import sniff_format
 from query.collection_view import CollectionSnapshot
-from query.search import RowRef
+from query.found import RowRef
 
 CACHE_BYTES = 64 * 1024 * 1024
 THUMBNAIL_TYPE = "image/jpeg"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from contracts.item import VersionOrder, version_order
 from query.filter_index import FilterIndex
-from query.texts import Texts
+from query.texts import JoinedTexts, Texts
 from vectors.logical_index import Lease, LogicalIndex
 
 TAIL = "tail"
@@ -161,12 +161,24 @@ class RowColumns:
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
     event_time_us: NDArray[np.int64]
+    version_of: Callable[[int], int] = field(init=False, repr=False)
+    """A row's offset as Python's own number."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version_of", _value_of(self.offsets))
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> RowColumns:
         """Columns of an Arrow batch of stored rows."""
         times = pc.fill_null(batch.column("event_time").cast(pa.int64()), pa.scalar(NEVER_US, pa.int64()))
         return cls(batch.column("offset").to_numpy(), batch.column("item").to_numpy(), times.to_numpy())
+
+
+def _value_of(values: NDArray[np.int64]) -> Callable[[int], int]:
+    """From a place to the value there; values that count up one by one need no look into memory that no cache holds."""
+    if len(values) and int(values[-1]) - int(values[0]) == len(values) - 1 and bool((values[1:] > values[:-1]).all()):
+        return int(values[0]).__add__
+    return memoryview(values.data).__getitem__
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,8 +201,8 @@ class Part:
         shape (n,); False for a row that a newer version or a delete took away.
     newest_row : callable, optional
         The tail's look-up of an id: None where it never came; the row of its newest version, which may lie behind this part's rows.
-    ids : Texts, optional
-        A segment's ids by row.
+    ids : Texts or JoinedTexts, optional
+        The ids by row, where they are ready to be shown.
     filter_index : FilterIndex, optional
         A segment's.
     """
@@ -202,7 +214,7 @@ class Part:
     vectors: Mapping[str, Column]
     live: NDArray[np.bool_]
     newest_row: Callable[[str], int | None] | None = None
-    ids: Texts | None = None
+    ids: Texts | JoinedTexts | None = None
     filter_index: FilterIndex | None = None
 
     @property

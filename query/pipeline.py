@@ -11,7 +11,7 @@ Owns: the order of the steps, and their times. Never: waits, or knows HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,14 +22,13 @@ from query import scan
 from query import search as plan
 from query.collection_view import CollectionSnapshot
 from query.filters import parse_filter
-from query.hits import Shown, bare_point, lineage_of, show_point
-from query.http_models import CountRequest, QueryBatchRequest, QueryRequest, ScrollRequest, SearchParams, Selection
+from query.found import FoundRows, RowRef, bare_point
+from query.hits import Shown, lineage_of, show_point
+from query.http_models import CountRequest, QueryBatchRequest, QueryRequest, ScrollRequest, Selection
 from query.media import Media, MediaReader
 from query.query_vectors import ByMedia, ByVector, QueryEncoders, Wanted, checked_vector, choose_field, in_metric, parse_query
 from query.scroll_pins import ScrollPins
-from query.search import Effort, RowRef, VectorSearch
-
-_USUAL, _BARE = SearchParams(), Shown(payload=False)
+from query.search import Effort, VectorSearch
 
 
 @dataclass(slots=True)
@@ -57,6 +56,7 @@ class Pipeline:
         self.encoders = QueryEncoders(engines.settings, decoding)
         self._media = MediaReader(engines, decoding)
         self._scrolls = ScrollPins(engines.clock)
+        self._usual_effort = Effort(engines.settings.target_recall)
         self._observers: dict[tuple[str, str], Callable[[float], None]] = {}
 
     # ---- points/query -------------------------------------------------------------------------------------------
@@ -81,21 +81,21 @@ class Pipeline:
 
     def query_batch(self, snapshot: CollectionSnapshot, request: QueryBatchRequest) -> Answer:
         """The answers of several queries to one snapshot, which are those of single ones: what is alike is searched together; raises as `query`."""
-        answers: dict[int, Answer] = {}
+        results: dict[int, Any] = {}
         searches: dict[int, VectorSearch] = {}
         for at, each in enumerate(request.searches):
             self._check_limit(each.limit)
             wanted = parse_query(each.query)
             if wanted is None:
-                answers[at] = self._listed(snapshot, each)
+                results[at] = self._listed(snapshot, each).result
             else:
                 searches[at] = self.to_search(snapshot, wanted, each)
         with self._timed(snapshot, "search"):
             found = plan.search_many(snapshot, list(searches.values()))
-        for at, (refs, compared) in zip(searches, found, strict=True):
-            answers[at] = Answer({"points": self.show(snapshot, refs, request.searches[at], payload=False)}, {"searched_rows": compared})
-        in_order = [answers[at] for at in range(len(request.searches))]
-        return Answer([answer.result for answer in in_order], {"searched_rows": sum(answer.usage.get("searched_rows", 0) for answer in in_order)})
+        for at, (refs, _) in zip(searches, found, strict=True):
+            results[at] = {"points": self.show(snapshot, refs, request.searches[at], payload=False)}
+        in_order = [results[at] for at in range(len(request.searches))]
+        return Answer(in_order, {"searched_rows": sum([compared for _, compared in found])})
 
     def to_search(self, snapshot: CollectionSnapshot, wanted: Wanted, request: QueryRequest) -> VectorSearch:
         """From what is asked for to a vector in one field."""
@@ -113,9 +113,10 @@ class Pipeline:
                 raise SettingsError(f"the point has no vector in field {searched.name!r}", hint="name another field in `using`", code="no_vector")
             vector = in_metric(stored, searched)
         chosen = None if request.filter is None else parse_filter(request.filter, snapshot.record.attributes)
-        params = request.params or _USUAL
-        target = self._engines.settings.target_recall if params.target_recall is None else params.target_recall
-        effort = Effort(target, params.nprobe, params.exact)
+        params, effort = request.params, self._usual_effort
+        if params is not None:
+            target = effort.target_recall if params.target_recall is None else params.target_recall
+            effort = Effort(target, params.nprobe, params.exact)
         return VectorSearch(searched, vector, request.limit, request.offset, chosen, request.score_threshold, without, effort)
 
     def _listed(self, snapshot: CollectionSnapshot, request: QueryRequest) -> Answer:
@@ -125,12 +126,13 @@ class Pipeline:
         scored = [RowRef(ref.partition, ref.part, ref.row, 0.0) for ref in refs[request.offset :]]  # Qdrant's scored points have a score
         return Answer({"points": self.show(snapshot, scored, request, payload=False)})
 
-    def show(self, snapshot: CollectionSnapshot, refs: list[RowRef], request: Selection, payload: bool) -> list[dict[str, Any]]:
+    def show(self, snapshot: CollectionSnapshot, refs: Sequence[RowRef], request: Selection, payload: bool) -> list[dict[str, Any]]:
         """From rows to points; `payload` says what is meant where the request does not."""
-        shown = Shown(payload if request.with_payload is None else request.with_payload, request.with_vector, request.with_lineage)
+        with_payload = payload if request.with_payload is None else request.with_payload
+        if with_payload is False and request.with_vector is False and not request.with_lineage:
+            return refs.bare_points() if isinstance(refs, FoundRows) else [bare_point(ref) for ref in refs]
+        shown = Shown(with_payload, request.with_vector, request.with_lineage)
         with self._timed(snapshot, "payload"):
-            if shown == _BARE:
-                return [bare_point(ref) for ref in refs]
             return [show_point(snapshot, ref, shown) for ref in refs]
 
     # ---- the other reads ----------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ def parse_query(raw: Any) -> Wanted | None:
     SettingsError
         ``invalid_query``: none of the known forms.
     """
+    if isinstance(raw, np.ndarray):
+        return ByVector(raw)
     if isinstance(raw, Mapping) and set(raw) == {"nearest"}:
         raw = raw["nearest"]
     if raw is None:
@@ -100,7 +102,7 @@ def choose_field(index: IndexRecord, using: str | None) -> FieldRecord:
         ``field_not_found``.
     """
     if using is None:
-        return index.field("fused") or index.fields[0]
+        return index.fields[0] if len(index.fields) == 1 else index.field("fused") or index.fields[0]
     found = index.field(using)
     if found is None:
         names = ", ".join(field.name for field in index.fields)
@@ -125,7 +127,8 @@ def checked_vector(values: Sequence[float] | NDArray[np.floating[Any]], field: F
         raise _bad_vector("the query has a number beyond float64") from None
     # a norm that is not too large says the same of every number: the usual case, in one pass
     if field.metric == "cosine" and 0 < (norm := math.sqrt(np.vdot(wide, wide))) <= _LARGEST:
-        return (wide / norm).astype(np.float32)
+        wide /= norm
+        return wide.astype(np.float32)
     if not np.abs(wide).max() <= _LARGEST:  # also where one is NaN
         raise _bad_vector("the query has a number that is not finite as float32")
     return in_metric(wide.astype(np.float32), field)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from query.collection_view import CollectionSnapshot
 from query.filter_tree import Filter
+from query.found import RowRef
 from query.parts import Part
-from query.search import RowRef, eligible_rows
+from query.search import eligible_rows
 
 
 def count(snapshot: CollectionSnapshot, chosen: Filter | None) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from query.filter_estimate import Estimate
 from query.filter_masks import apply_filter
 from query.filter_plan import SETTLE_BELOW, plan_filter
 from query.filter_tree import Filter
+from query.found import RowRef
 from query.parts import Part, VectorColumn
 from query.settling import settle
 from vectors import flat
@@ -33,15 +33,6 @@ EXACT_BLOCK = 8192
 """Rows that are decoded at once."""
 
 
-class RowRef(NamedTuple):
-    """A row of a part of a snapshot; `score` is None where nothing was compared."""
-
-    partition: int
-    part: Part
-    row: int
-    score: float | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How hard to look: `exact` compares every row, `nprobe` names the number of lists, else it follows from `target_recall`."""
@@ -51,8 +42,7 @@ class Effort:
     exact: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class VectorSearch:
+class VectorSearch(NamedTuple):
     """What to search for: `vector`, shape (d,), C order, in `field`; the row `without` is left out."""
 
     field: FieldRecord
@@ -65,7 +55,7 @@ class VectorSearch:
     effort: Effort = Effort()
 
 
-Found = tuple[list[RowRef], int]
+Found = tuple[Sequence[RowRef], int]
 """Hits of one search, best first, and how many vectors or codes were compared."""
 Masks = Mapping[int, NDArray[np.bool_]]
 """Rows that pass the filter, by the identity (`id`) of their part."""
@@ -83,21 +73,18 @@ def search(snapshot: CollectionSnapshot, wanted: VectorSearch) -> Found:
 
 def search_many(snapshot: CollectionSnapshot, wanted: Sequence[VectorSearch]) -> list[Found]:
     """Answers of several searches, in their order: those of one field, filter and effort are searched together, with the answers of single ones."""
-    groups: list[list[int]] = []
+    groups: list[tuple[tuple[object, ...], list[int]]] = []
     for at, each in enumerate(wanted):
-        alike = next((group for group in groups if _alike(wanted[group[0]], each)), None)
+        kind = _kind(each)
+        alike = next((group for known, group in groups if known == kind), None)
         if alike is None:
-            groups.append([at])
+            groups.append((kind, [at]))
         else:
             alike.append(at)
     found: dict[int, Found] = {}
-    for group in groups:
+    for _, group in groups:
         found.update(zip(group, _search_alike(snapshot, [wanted[at] for at in group]), strict=True))
     return [found[at] for at in range(len(wanted))]
-
-
-def _alike(one: VectorSearch, other: VectorSearch) -> bool:
-    return _kind(one) == _kind(other)
 
 
 def _kind(wanted: VectorSearch) -> tuple[object, ...]:
@@ -113,10 +100,10 @@ def _search_alike(snapshot: CollectionSnapshot, wanted: Sequence[VectorSearch]) 
     sources = [_search_coded(snapshot, queries, fetch, first, numbering, masks) for numbering in numbers.coded]
     if numbers.flat:
         sources.insert(0, _search_flat(snapshot, queries, fetch, first.field, numbers.flat, masks))
-    return [
-        (_chosen(snapshot, each, [source.refs[at] for source in sources], fetch), sum([source.compared[at] for source in sources]))
-        for at, each in enumerate(wanted)
-    ]
+    if len(sources) == 1:
+        return [(_chosen(snapshot, each, found), compared) for each, found, compared in zip(wanted, *sources[0], strict=True)]
+    merged = [_merged(first, [source.found[at] for source in sources], fetch) for at in range(len(wanted))]
+    return [(_chosen(snapshot, each, merged[at]), sum(source.compared[at] for source in sources)) for at, each in enumerate(wanted)]
 
 
 def _masks(snapshot: CollectionSnapshot, numbers: FieldNumbers, chosen: Filter) -> Masks:
@@ -128,7 +115,7 @@ def _masks(snapshot: CollectionSnapshot, numbers: FieldNumbers, chosen: Filter) 
 class _Source(NamedTuple):
     """For each query its hits in one place, best first, and about how many vectors or codes were compared."""
 
-    refs: Sequence[list[RowRef]]
+    found: Sequence[Sequence[RowRef]]
     compared: Sequence[int]
 
 
@@ -183,12 +170,7 @@ def _search_coded(
         found, distances = tiers.closest(queries, fetch, candidates, nprobe, allowed)
         compared = [tiers.rows * nprobe // nlist] * len(queries)
     scores = flat.scores_of(distances, wanted.field.metric)
-    return _Source([_refs(numbering, *hits) for hits in zip(found.tolist(), scores.tolist(), strict=True)], compared)
-
-
-def _refs(numbering: Numbering, numbers: list[int], scores: list[float]) -> list[RowRef]:
-    place = numbering.place
-    return [RowRef(*place(number), score) for number, score in zip(numbers, scores, strict=True) if number >= 0]
+    return _Source(numbering.found(found, scores), compared)
 
 
 def _scan_refine(queries: NDArray[np.float32], fetch: int, field: FieldRecord, numbering: Numbering, allowed: Allowed) -> _Source:
@@ -201,21 +183,28 @@ def _scan_refine(queries: NDArray[np.float32], fetch: int, field: FieldRecord, n
         block = numbers[start : start + EXACT_BLOCK]
         hits = flat.search_batch(queries, index.quantizer.decode(index.refine_codes(block)), field.metric, fetch)
         kept = [flat.best_of(before, flat.FlatHits(block[now.rows], now.scores), field.metric, fetch) for before, now in zip(kept, hits, strict=True)]
-    return _Source([_refs(numbering, hits.rows.tolist(), hits.scores.tolist()) for hits in kept], [len(numbers)] * len(queries))
+    refs = [numbering.found(hits.rows[None], hits.scores[None])[0] for hits in kept]
+    return _Source(refs, [len(numbers)] * len(queries))
 
 
-def _chosen(snapshot: CollectionSnapshot, wanted: VectorSearch, places: Sequence[list[RowRef]], fetch: int) -> list[RowRef]:
-    """The best of all places that the caller may see; of equal scores those of the earlier place come first."""
-    higher = flat.higher_is_better(wanted.field.metric)
-    refs = places[0] if len(places) == 1 else sorted(chain.from_iterable(places), key=_score, reverse=higher)[:fetch]
+def _merged(wanted: VectorSearch, places: Sequence[Sequence[RowRef]], fetch: int) -> Sequence[RowRef]:
+    """The best of all places; of equal scores those of the earlier place come first."""
+    every = [ref for found in places for ref in found]
+    return sorted(every, key=_score, reverse=flat.higher_is_better(wanted.field.metric))[:fetch]
+
+
+def _chosen(snapshot: CollectionSnapshot, wanted: VectorSearch, refs: Sequence[RowRef]) -> Sequence[RowRef]:
+    """Those of the closest that the caller may see."""
     expired, without, threshold = snapshot.expired_before_us, wanted.without, wanted.score_threshold
     if without is not None:
         refs = [ref for ref in refs if ref.part is not without.part or ref.row != without.row]
     if expired is not None:
         refs = [ref for ref in refs if ref.part.is_eligible(ref.row, expired)]
-    refs = refs[wanted.offset : wanted.offset + wanted.limit]
+    if wanted.offset or len(refs) > wanted.limit:
+        refs = refs[wanted.offset : wanted.offset + wanted.limit]
     if threshold is None:
         return refs
+    higher = flat.higher_is_better(wanted.field.metric)
     return [ref for ref in refs if (_score(ref) >= threshold if higher else _score(ref) <= threshold)]
 
 

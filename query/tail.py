@@ -28,6 +28,7 @@ from contracts.segment import rows_schema, stored_rows
 from contracts.vectors_batch import VECTOR_PREFIX, vector_matrix
 from query.parts import TAIL, Part, RowColumns, VectorColumn
 from query.tail_codes import TailCodes
+from query.texts import JoinedTexts, Texts
 from vectors.logical_index import LogicalIndex
 
 FIRST_ROWS = 1024
@@ -106,6 +107,7 @@ class Tail:
         self._index, self._attributes, self._schema = index, attributes, rows_schema(attributes)
         self.newest: dict[str, Entry] = {}
         self._batches: list[pa.RecordBatch] = []
+        self._ids: list[Texts] = []
         self._columns = {"offsets": _grown(np.int64), "items": _grown(np.int32), "event_time_us": _grown(np.int64)}
         self._matrices = {field.name: _grown(np.float32, field.dimension) for field in index.fields}
         self._present = {field.name: _grown(np.bool_) for field in index.fields}
@@ -225,6 +227,7 @@ class Tail:
         while len(self._batches) > 1 and self._batches[-2].num_rows <= 2 * self._batches[-1].num_rows:
             # one-row batches would make a filter as slow as a loop: equal neighbours are joined, each row log2(n) times
             self._batches[-2:] = [pa.concat_batches(self._batches[-2:])]
+        self._ids[len(self._batches) - 1 :] = [_texts(self._batches[-1])]
         columns = RowColumns.of(rows)
         for name, grown in self._columns.items():
             grown.append(getattr(columns, name))
@@ -265,7 +268,8 @@ class Tail:
             name: VectorColumn(grown.view(), None, self._present[name].view(), codings.get(name))  # type: ignore[arg-type]
             for name, grown in self._matrices.items()
         }
-        return Part(TAIL, tuple(self._batches), starts, columns, vectors, self._live.view(), self._newest_row)  # type: ignore[arg-type]
+        ids = JoinedTexts(tuple(self._ids), starts)
+        return Part(TAIL, tuple(self._batches), starts, columns, vectors, self._live.view(), self._newest_row, ids)  # type: ignore[arg-type]
 
     def _newest_row(self, item_id: str) -> int | None:
         """Row of an id's newest entry (`NO_ROW` for a delete), or None; ids are never forgotten, so None holds for every earlier part too."""
@@ -285,6 +289,7 @@ class Tail:
         }
         out._lowest_offset = min((entry.order.own_offset for _, entry in kept), default=0)
         out._batches = _cut_batches(self._batches, cut)
+        out._ids = list(map(_texts, out._batches))
         pairs = [(self._columns, out._columns), (self._matrices, out._matrices), (self._present, out._present)]
         for mine, theirs in pairs:
             for name, grown in mine.items():
@@ -299,6 +304,10 @@ def _ops(batch: pa.RecordBatch, where: str) -> list[str]:
     if not set(ops) <= _KNOWN:
         raise CorruptError(f"{where}: ops {sorted(set(ops) - _KNOWN)} are not known", hint="upgrade headwater on this machine", code="unknown_format")
     return ops
+
+
+def _texts(batch: pa.RecordBatch) -> Texts:
+    return Texts(batch.column("id"))
 
 
 def _grown(dtype: type[np.generic], *width: int) -> Grown:

@@ -43,11 +43,8 @@ class Lists:
 
     def __init__(self, index: Any) -> None:
         self.index = index
-
-    @property
-    def rows(self) -> int:
-        """Rows in all lists."""
-        return int(self.index.ntotal)
+        self.rows = int(index.ntotal)
+        """Rows in all lists; a number of Python's own, since every search asks for it."""
 
     @property
     def size_bytes(self) -> int:
@@ -64,15 +61,19 @@ class Lists:
         entries = np.ascontiguousarray(np.concatenate([prefixes, codes], axis=1))
         numbers = np.ascontiguousarray(numbers)
         self.index.add_sa_codes_c(len(codes), swig_ptr(entries), swig_ptr(numbers))
+        self.rows = int(self.index.ntotal)
 
     def add_stored(self, stored: StoredLists, first_number: int) -> None:
         """Copy in a segment's lists, whose ids are its rows."""
         stored.copy_into(self.index.invlists, first_number)
         self.index.ntotal += stored.rows
+        self.rows = int(self.index.ntotal)
 
     def remove(self, numbers: NDArray[np.uint8]) -> int:
         """Take out rows whose numbers are in a bitmap, shape (b,); how many there were."""
-        return int(self.index.remove_ids(faiss.IDSelectorBitmap(len(numbers), swig_ptr(numbers))))
+        removed = int(self.index.remove_ids(faiss.IDSelectorBitmap(len(numbers), swig_ptr(numbers))))
+        self.rows = int(self.index.ntotal)
+        return removed
 
 
 class LeftRight:
@@ -90,7 +91,8 @@ class LeftRight:
         self._readers = [0, 0]
         self._missed: list[Change] = []
         self._is_closed = False
-        self._turn = threading.Condition()
+        self._counting = threading.Lock()  # of its own for readers: a condition is entered by functions of Python's
+        self._turn = threading.Condition(self._counting)
 
     @property
     def rows(self) -> int:
@@ -104,7 +106,7 @@ class LeftRight:
 
     def pin(self) -> int:
         """Take the active side for reading; `unpin` must follow."""
-        with self._turn:
+        with self._counting:
             while self._is_closed:
                 self._turn.wait()
             side = self._active
@@ -113,9 +115,9 @@ class LeftRight:
 
     def unpin(self, side: int) -> None:
         """Give a pinned side back."""
-        with self._turn:
+        with self._counting:
             self._readers[side] -= 1
-            if not self._readers[side]:
+            if not self._readers[side] and (side != self._active or self._is_closed):  # only then somebody may wait
                 self._turn.notify_all()
 
     def write(self, change: Change) -> None:

@@ -17,7 +17,10 @@ from contracts.store import ObjectStore
 
 
 class CollectionCatalog:
-    """Reads and writes the two chains that name collections.
+    """Reads and writes the two chains that name collections; thread-safe.
+
+    Their versions never change once they are written, so what was read is kept: a role that looks again and again asks for one listing of names, and
+    for each collection whether there is a next version.
 
     Parameters
     ----------
@@ -27,6 +30,8 @@ class CollectionCatalog:
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
+        self._names: dict[str, tuple[int, NameRecord]] = {}
+        self._read: dict[str, CollectionRecord] = {}
 
     def _newest(self, prefix: str) -> int:
         return max((object_version(info.key) for info in self.store.list(prefix)), default=0)
@@ -34,23 +39,28 @@ class CollectionCatalog:
     def name(self, name: str) -> NameRecord | None:
         """Newest version of a name, deleted ones included; None for a name that was never used."""
         version = self._newest(name_prefix(name))
-        return None if version == 0 else self._version(name, version)
+        return None if version == 0 else self._name(name, version)
 
-    def _version(self, name: str, version: int) -> NameRecord:
+    def _name(self, name: str, version: int) -> NameRecord:
+        known = self._names.get(name)
+        if known is not None and known[0] == version:
+            return known[1]
         key = name_key(name, version)
         found = self.store.get(key)
         if found is None:
             raise SnapshotError(f"{key} is gone", hint="read the name again")
         record: NameRecord = NameRecord.from_bytes(found.data, key)
+        self._names[name] = version, record
         return record
 
     def find(self, name: str) -> CollectionRecord | None:
         """The live collection of that name (aliases followed once), or None."""
-        return self._of(self.name(name))
-
-    def _of(self, record: NameRecord | None) -> CollectionRecord | None:
+        record = self.name(name)
         if record is not None and record.alias is not None:
             record = self.name(record.alias)
+        return self._meant(record)
+
+    def _meant(self, record: NameRecord | None) -> CollectionRecord | None:
         if record is None or record.deleted or record.incarnation is None:
             return None
         return self.read(CollectionKeys(record.name, record.incarnation))
@@ -72,13 +82,22 @@ class CollectionCatalog:
 
     def read(self, keys: CollectionKeys) -> CollectionRecord:
         """Newest version of one incarnation."""
-        version = self._newest(keys.versions_prefix)
+        record = self._read.get(keys.prefix)
+        if record is None:
+            record = self._version(keys, self._newest(keys.versions_prefix))
+            if record is None:
+                raise CorruptError(f"{keys.prefix}: the name points here, but there is no collection record")
+            self._read[keys.prefix] = record
+            return record
+        while (following := self._version(keys, record.version + 1)) is not None:
+            record = following
+        self._read[keys.prefix] = record
+        return record
+
+    def _version(self, keys: CollectionKeys, version: int) -> CollectionRecord | None:
         key = keys.version(version)
         found = self.store.get(key) if version else None
-        if found is None:
-            raise CorruptError(f"{keys.prefix}: the name points here, but there is no collection record")
-        record: CollectionRecord = CollectionRecord.from_bytes(found.data, key)
-        return record
+        return None if found is None else CollectionRecord.from_bytes(found.data, key)
 
     def list(self) -> list[CollectionRecord]:
         """All live collections, by name."""
@@ -87,7 +106,9 @@ class CollectionCatalog:
             if (parsed := parse_key(info.key)) is not None:
                 name = parsed.fields["name"]
                 newest[name] = max(newest.get(name, 0), object_version(info.key))
-        found = (self._of(self._version(name, version)) for name, version in newest.items())
+        names = {name: self._name(name, version) for name, version in newest.items()}
+        targets = [names.get(named.alias) if named.alias is not None else named for named in names.values()]
+        found = [self._meant(target) for target in targets]
         unique = {record.incarnation: record for record in found if record is not None}
         return sorted(unique.values(), key=lambda record: record.name)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backends.catalog.admin import CollectionRequest, create_collection
-from bench.bare_add import rows_of
+from bench.generated_rows import rows_of
 from bench.places import Place
 from bench.prepared import Prepared, newest_manifests
 from bench.processes import BenchProcess, free_port, memory_mib, module_command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.intervals import abba, percentile, ratio
+from bench.intervals import abba, paired_ratio, percentile, ratio
 
 
 def test_the_order_is_abba_and_both_are_measured_equally_often() -> None:
@@ -48,6 +48,16 @@ def test_a_ratio_finds_a_factor_of_two_and_tells_it_from_one() -> None:
     assert measure.unit == "ratio" and measure.n == 80
     assert 1.9 < measure.value < 2.1
     assert 1.0 < measure.low < measure.value < measure.high < 2.2
+
+
+def test_a_paired_ratio_is_blind_to_what_slows_both_and_the_inverse_of_its_inverse() -> None:
+    random = np.random.default_rng(6)
+    drift = np.exp(random.normal(0, 0.5, 40))  # a machine that others use
+    ours, theirs = 1.05 * drift * random.normal(1, 0.01, 40), drift * random.normal(1, 0.01, 40)
+    paired, apart = paired_ratio(ours.tolist(), theirs.tolist()), ratio(ours.tolist(), theirs.tolist())
+    assert 1.04 < paired.low < 1.05 < paired.high < 1.06 and paired.n == 40
+    assert apart.high - apart.low > 5 * (paired.high - paired.low)
+    assert paired_ratio(theirs.tolist(), ours.tolist()).value == pytest.approx(1 / paired.value)
 
 
 @pytest.mark.parametrize("samples", [[], [1.0, float("nan")]])

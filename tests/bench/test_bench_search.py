@@ -18,9 +18,10 @@ from bench.filters import SHARES, Filters, _columns
 from bench.frame import Bench
 from bench.http_overhead import HttpOverhead
 from bench.merged_index import MergedIndex
-from bench.own_rows import PARTITIONS, OwnRows, id_of, own_rows, row_of, trained, wait_for
+from bench.own_rows import PARTITIONS, OwnRows, id_of, own_rows, row_of, wait_for
 from bench.processes import Others, cpu_seconds
 from bench.served_rows import body_of, served_rows
+from bench.trained import generation_of
 from bench.w3_many_segments import ManySegments, recall, rows_of
 from bench.w5_hot_load import Arriver, Asked, HotLoad, _catch_up, _window
 from contracts.errors import CorruptError, UnavailableError
@@ -37,7 +38,7 @@ def matrix() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(matrix: np.ndarray) -> Iterator[OwnRows]:
-    with own_rows(trained(matrix[:1000]), {"number": "integer"}) as rows:
+    with own_rows(generation_of(matrix[:1000]), {"number": "integer"}) as rows:
         yield rows
 
 
@@ -83,7 +84,7 @@ def test_nobody_waits_for_ever() -> None:
 
 @pytest.mark.slow
 def test_the_service_answers_as_the_pipeline_does_and_finds_what_arrives(matrix: np.ndarray) -> None:
-    with served_rows(trained(matrix[:1000])) as served:
+    with served_rows(generation_of(matrix[:1000])) as served:
         rows = served.rows
         first = rows.store(0, 0, matrix[:1000])
         for partition in range(PARTITIONS):
@@ -168,4 +169,6 @@ def test_others_are_what_ran_beside_the_benchmark() -> None:
 
 def test_a_run_is_quick_usual_or_full() -> None:
     with Progress(disable=True) as progress:
-        assert [Bench(quick, 0, progress, full).size(1, 2, 3) for quick, full in ((True, False), (False, False), (False, True))] == [1, 2, 3]
+        lengths = [Bench(quick, 0, progress, full).length("filters", "rows") for quick, full in ((True, False), (False, False), (False, True))]
+        assert lengths == [50_000, 200_000, 1_000_000]
+        assert Bench(True, 0, progress).lengths("W2") == {"pairs": 2, "segment_rows": 20_000, "train_rows": 12_000}

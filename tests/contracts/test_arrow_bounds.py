@@ -56,6 +56,16 @@ def test_compressed_rows_are_read_like_others_and_refused_by_the_size_they_decla
     assert [one.reason for one in read(value, RecordLimits(max_expanded_bytes=declared - 1)) if isinstance(one, RejectedItem)] == ["too_large"]
 
 
+@pytest.mark.parametrize("count", [1, 2000])
+def test_a_stream_that_is_not_compressed_expands_to_nothing_whatever_its_size(count: int) -> None:
+    table = rows(count)
+    like_a_frame = table.set_column(0, "id", pa.array([b"\x04\x22\x4d\x18"] * count))
+    for each in (table, like_a_frame):
+        check_expansion(stream(each), 0)
+    with pytest.raises(RecordError, match="not an Arrow IPC stream"):
+        check_expansion(stream(rows(2000))[:-40] + b"\x04\x22\x4d\x18" * 20, 0)
+
+
 def test_a_compressed_dictionary_counts_too() -> None:
     words = pa.DictionaryArray.from_arrays(pa.array([0]), pa.array(["x" * 1_000_000]))
     value = stream(rows(1, other=words), "zstd")

@@ -74,3 +74,27 @@ def test_random_bytes_never_raise_anything_but_a_value_error(data: bytes) -> Non
     except ValueError:
         return
     canonical_json.dump(value)
+
+
+@given(st.lists(st.from_regex(r"-?(0|[1-9][0-9]{0,24})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?", fullmatch=True), min_size=1, max_size=20))
+def test_bytes_and_text_are_read_by_two_parsers_and_give_the_same_numbers(numbers: list[str]) -> None:
+    data = "[" + ",".join(numbers) + "]"
+    try:
+        wanted = canonical_json.load(data)
+    except ValueError:  # beyond float64
+        with pytest.raises(ValueError, match="too large"):
+            canonical_json.load(data.encode())
+        return
+    found = canonical_json.load(data.encode())
+    assert found == wanted and list(map(type, found)) == list(map(type, wanted)) and list(map(repr, found)) == list(map(repr, wanted))
+
+
+@given(st.text(st.sampled_from('{}[]",:1e.-+ \n\tab\\u0'), max_size=30))
+def test_the_quick_parser_takes_nothing_that_the_other_one_refuses(text: str) -> None:
+    try:
+        wanted = canonical_json.load(text)
+    except ValueError:
+        with pytest.raises(ValueError):
+            canonical_json.load(text.encode())
+        return
+    assert canonical_json.load(text.encode()) == wanted

@@ -146,9 +146,9 @@ def killed_for_memory(trial: Trial, role: str) -> None:
     deadline, used = time.monotonic() + 60, 0
     while (code := process.has_died()) is None:
         assert time.monotonic() < deadline, f"{role} is not killed for its memory"
-        used = anonymous_bytes(path)
+        used = max(used, anonymous_bytes(path))
         with suppress(OSError):  # less than it has by now
-            (path / limit).write_text(str(used + HEADROOM_BYTES))
+            (path / limit).write_text(str(anonymous_bytes(path) + HEADROOM_BYTES))
         time.sleep(0.3)
     assert code == -signal.SIGKILL, f"{role} ended with {code}"
     trial.note(f"{role} was killed at {used >> 20} MiB; {oom_kills(path)}")
@@ -181,7 +181,10 @@ def no_address_space(trial: Trial, role: str) -> None:
         trial.start_load(1500.0, records=BURST_ITEMS)
         time.sleep(8)
         if not ends:
-            resource.prlimit(process.pid, resource.RLIMIT_AS, (most, most))
+            with suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (most, most))
+        time.sleep(5)  # it may be ending just now
+        if not ends:
             trial.note(f"{role} lived through it")
 
 

@@ -16,7 +16,7 @@ from tests.faults.trial import Trial, Variant
 
 SESSION_SECONDS = 15.0
 """After which the group gives the partitions of a silent member to others (`backends.kafka_settings`)."""
-PATIENCE = 'tests.faults.parts:set_constant={"module": "backends.s3_store", "name": "PUT_TIMEOUT_SECONDS", "value": 3.0}'
+PATIENCE = 'tests.faults.parts:set_constant={"module": "backends.s3_answers", "name": "PUT_TIMEOUT_SECONDS", "value": 3.0}'
 
 
 def started_on_lines(trial: Trial, *, log: bool, store: bool) -> list[TcpProxy]:
@@ -73,7 +73,8 @@ def spoilt(trial: Trial, *, to: str, seconds: float, **how: float) -> None:
         for line in lines:
             line.heal()
     moved = sum(after - first for after, first in zip(during, before, strict=True))
-    trial.note(f"{seconds:g} s of {how} on the line to the {to}; {moved} claims meanwhile")
+    told = ", ".join(f"{name} {value:g}" for name, value in how.items())
+    trial.note(f"{seconds:g} s of {told} on the line to {'log and store' if to == 'both' else to}; {moved} claims meanwhile")
     assert moved <= 2 * trial.record.partitions, f"{moved} claims in {seconds:g} s: partitions move to and fro"
 
 

@@ -34,7 +34,7 @@ from tests.indexer.audited import head
 from tests.system.processes import command, until
 
 MANIFEST = "/manifest/"
-PATIENCE = 'tests.faults.parts:set_constant={"module": "backends.s3_store", "name": "PUT_TIMEOUT_SECONDS", "value": 2.0}'
+PATIENCE = 'tests.faults.parts:set_constant={"module": "backends.s3_answers", "name": "PUT_TIMEOUT_SECONDS", "value": 2.0}'
 ROLES = ("embed", "index", "maintain")
 
 

@@ -157,7 +157,7 @@ def test_an_answer_that_is_lost_is_unknown_and_the_object_is_stored(proxy: HttpP
 
 
 def test_an_answer_that_never_comes_is_unknown(proxy: HttpProxy, store: S3Store, stored: SmallStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backends.s3_store.PUT_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("backends.s3_answers.PUT_TIMEOUT_SECONDS", 0.2)
     proxy.rules = [Rule(is_put("m"), StoreThenSilence(0.6))]
     assert store.put_if_absent("m/1", b"{}") is PutOutcome.UNKNOWN
     assert stored.objects["m/1"] == b"{}"

@@ -11,10 +11,12 @@ from contracts.engines import Engines
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
 from contracts.store import PutOutcome
+from contracts.vectors_batch import BatchItem
 from indexer.partition_builder import PartitionBuilder
 from indexer.partition_source import PartitionSource
 from indexer.ulids import UlidSource
 from tests.indexer.conftest import eventually, make_collection, produce, running
+from tests.indexer.maintained import Site, unit
 from tests.indexer.stored import read_partition
 
 
@@ -75,3 +77,16 @@ def test_rows_that_arrive_while_a_commit_is_open_are_in_the_next_segment(stores:
     stored = read_partition(engines, collection, 0)
     assert set(stored.live) == {"first", "second", "third"} and stored.is_tiled()
     assert stored.manifest.checkpoint.media_offset == 3
+
+
+def test_what_a_builder_has_written_it_does_not_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, read = Site(), list[str]()
+    for reading in ("get", "get_range"):
+        whole = getattr(site.store, reading)
+        monkeypatch.setattr(site.store, reading, lambda key, *rest, whole=whole: (read.append(key), whole(key, *rest))[1])
+    for number in range(4):
+        site.commit(*(BatchItem(0, 0, "upsert", item_id, vectors={"vec": unit(item_id)}) for item_id in (f"id-{number}", "again")))
+    assert not [key for key in read if key.endswith(".rows")]
+    assert set(site.check().live) == {"id-0", "id-1", "id-2", "id-3", "again"}
+    deleted = [len(site.builder.live.deleted(segment.segment_id)) for segment in site.builder.manifest.segments]
+    assert deleted[:2] == [1, 1], "a newer row replaces the older one, whose ids were kept"

@@ -19,6 +19,7 @@ from query.coding import Coder
 from query.collection_view import CollectionSnapshot
 from query.field_indexes import FieldIndexes
 from query.field_numbers import FieldNumbersCache
+from query.found import FoundRows, bare_point
 from query.hot_load import PartitionLoader
 from query.node import Node as Shared
 from query.partition import Partition
@@ -58,6 +59,10 @@ def check_hits(snapshot: CollectionSnapshot, rng: random.Random, where: str) -> 
         hits = [(ref.part.value(ref.row, "id"), int(ref.part.columns.offsets[ref.row]), int(ref.part.columns.items[ref.row])) for ref in refs]
         assert sorted(hits) == rows, f"{where}: rows are lost, or found twice"
         scores = [ref.score for ref in refs]
+        points = refs.bare_points() if isinstance(refs, FoundRows) else [bare_point(ref) for ref in refs]
+        assert points == [{"id": hit[0], "version": hit[1], "score": ref.score} for hit, ref in zip(hits, refs, strict=True)], (
+            f"{where}: shown wrongly"
+        )
         assert scores == sorted(scores, reverse=True), f"{where}: not best first"
         np.testing.assert_allclose(scores, [vectors[hit] @ asked.vector for hit in hits], atol=0.03, err_msg=where)
 
