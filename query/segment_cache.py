@@ -21,7 +21,6 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from io import FileIO
 from itertools import count
 from pathlib import Path
 
@@ -144,7 +143,10 @@ class SegmentCache:
                 _libc.fallocate(file.fileno(), 0, 0, entry.size_bytes)
                 for block in blocks:
                     digest.update(block)
-                    written += _write_all(file, block)
+                    view = memoryview(block)
+                    while view:
+                        view = view[file.write(view) :]
+                    written += len(block)
                 if written != entry.size_bytes or digest.hexdigest() != entry.sha256:
                     raise CorruptError(
                         f"{entry.key}: {written} bytes whose size or sha256 differs from the manifest's",
@@ -200,14 +202,6 @@ class SegmentCache:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                     path.unlink()
-
-
-def _write_all(file: FileIO, block: bytes) -> int:
-    """Write every byte; a disk with room for a part takes that part, and only the next call says that it is full."""
-    left = memoryview(block)
-    while left:
-        left = left[file.write(left) :]
-    return len(block)
 
 
 def _mapped(path: Path) -> mmap.mmap | None:
