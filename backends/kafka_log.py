@@ -97,8 +97,15 @@ class KafkaLog:
                 except kafka_errors.TopicAlreadyExistsError:
                     pass  # another process was faster; whether it made the same topic is checked below
                 self._ask(self._admin.wait_for_topics, [spec.name], timeout_ms=_WAIT_MS)
-            existing = self._existing(spec.name)
+            existing = self._created(spec.name)
         return rules.check_same_partitions(existing, spec)
+
+    def _created(self, name: str) -> TopicInfo:
+        """A topic that was created a moment ago: in a cluster the broker that is asked may not have heard of it yet."""
+        deadline = time.monotonic() + CONNECT_SECONDS
+        while (info := self.describe_topic(name)) is None and time.monotonic() < deadline:
+            time.sleep(_NOT_READY_SECONDS)
+        return info or self._existing(name)
 
     def _replication(self, spec: TopicSpec) -> int:
         return spec.replication if spec.replication != -1 else self._settings.kafka_replication
