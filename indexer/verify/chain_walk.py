@@ -48,7 +48,7 @@ def walk_chain(chain: VersionChain[Chained], keys_of: Callable[[Chained], Iterat
     walk = _Walk(chain, keys_of, findings, index)
     try:
         boundary = chain.boundary()
-    except ValueError:
+    except CorruptError:
         walk.tell("manifest_unreadable", "the boundary is no number", chain.keys.boundary)
         boundary = 0
     versions = [version for info in chain.store.list(chain.keys.manifests_prefix) if (version := object_version(info.key)) > boundary]
@@ -68,11 +68,18 @@ class _Walk(Generic[Chained]):
     def tell(self, kind: str, what: str, key: str) -> None:
         self.findings.add(Finding(kind, what, index=self.index, partition=self.chain.keys.partition, object=key))
 
+    def _is_collected(self, version: int) -> bool:
+        """Whether the boundary has passed a version since the walk began; one that is no number says nothing."""
+        try:
+            return version <= self.chain.boundary()
+        except CorruptError:
+            return False
+
     def step(self, version: int) -> None:
         key = self.chain.keys.manifest(version)
         found = self.chain.store.get(key)
         if found is None:
-            if version > self.chain.boundary():
+            if not self._is_collected(version):
                 self.tell("manifest_missing", f"version {version} is not in the store, later ones are", key)
             self.links.append(None)
             return

@@ -282,9 +282,11 @@ def test_a_manifest_of_a_newer_format_and_a_boundary_that_is_no_number_are_named
     assert found is not None
     overwrite(site.engines, where.keys.manifest(3), found.data.replace(b'"format":1', b'"format":2'))
     site.engines.store.put_if_absent(chain(site.engines, site.collection, 1).keys.boundary, b"1x")
+    site.engines.store.delete(chain(site.engines, site.collection, 1).keys.manifest(2))
     told_of = {(one.object, one.partition): one.what for one in told(site.audit()) if one.kind == "manifest_unreadable"}
     assert "format 2, this version reads 1" in told_of[where.keys.manifest(3), 0]
     assert "no number" in told_of[chain(site.engines, site.collection, 1).keys.boundary, 1]
+    assert chain(site.engines, site.collection, 1).keys.manifest(2) in {one.object for one in told(site.audit()) if one.kind == "manifest_missing"}
 
 
 def test_collected_versions_below_the_boundary_are_not_missed(site: Site) -> None:
