@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dates
 import importlib
-import os
 import resource
 import time
 from collections.abc import Sequence
@@ -34,11 +33,6 @@ def limit(asked: dict[str, int]) -> None:
     for name, value in asked.items():
         which = getattr(resource, name)
         resource.setrlimit(which, (value, resource.getrlimit(which)[1]))
-
-
-def join_cgroup(path: str) -> None:
-    """Be a member of a cgroup, whose limits count from now on."""
-    (Path(path) / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def follow_clock(asked: dict[str, Any]) -> None:
