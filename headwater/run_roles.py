@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter while others wait; Python's own 5 ms is what each of a small record's many short calls into
-Arrow, SQLite or torch then waits for (measured embedded at 250 one-row records a second with a busy reader: docs/benchmarks.md)."""
+Arrow, SQLite or torch then waits for (measured embedded at 250 one-row records a second with a busy reader: docs/benchmarks.md), and a query, which
+needs the interpreter four times on its way, beside whatever loads segments."""
 
 RoleName = Literal["embed", "index", "archive", "maintain", "query"]
 Role = Callable[[threading.Event], None]
