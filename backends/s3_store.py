@@ -194,13 +194,8 @@ class S3Store:
 
     def _open_body(self, key: str, start: int) -> BaseHTTPResponse | None:
         headers = {"Range": f"bytes={start}-"} if start else {}
-        try:
-            found: BaseHTTPResponse = self._client._execute("GET", self._bucket, key, headers=dict(headers), preload_content=False)
-        except AnswerError as answer:
-            if answer.status == 404 and answer.code in ("NoSuchKey", ""):
-                return None
-            raise
-        if start and found.status != 206:
+        found = self._found("GET", key, headers, preload_content=False)
+        if found is not None and start and found.status != 206:
             found.close()
             raise HTTPError("the whole object came instead of its rest")
         return found
@@ -267,18 +262,25 @@ class S3Store:
 
     def _read_or_none(self, method: str, key: str, headers: dict[str, str]) -> BaseHTTPResponse | None:
         def attempt() -> BaseHTTPResponse | None:
-            try:
-                response: BaseHTTPResponse = self._client._execute(method, self._bucket, key, headers=dict(headers))
-            except AnswerError as answer:
-                if answer.status == 404 and answer.code in ("NoSuchKey", ""):
-                    return None
-                raise
+            response = self._found(method, key, headers)
+            if response is None:
+                return None
             announced = response.headers.get("content-length")
             if method == "GET" and announced is not None and int(announced) != len(response.data):
                 raise HTTPError(f"{len(response.data)} of {announced} bytes came")  # is repeated
             return response
 
         return self._repeat(method.lower(), attempt)
+
+    def _found(self, method: str, key: str, headers: dict[str, str], **how: Any) -> BaseHTTPResponse | None:
+        """One request; None where there is no such object."""
+        try:
+            response: BaseHTTPResponse = self._client._execute(method, self._bucket, key, headers=dict(headers), **how)
+        except AnswerError as answer:
+            if answer.status == 404 and answer.code in ("NoSuchKey", ""):
+                return None
+            raise
+        return response
 
     # ---- opening, repeating, closing ----------------------------------------------------------------------------
 

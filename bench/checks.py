@@ -21,12 +21,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from contracts import FORMAT_VERSION, media_rows
+from contracts import media_rows
 from contracts.chain import AcceptedSpan, BatchSpan, Chain
 from contracts.collection import CollectionRecord, FieldRecord
 from contracts.log import Headers, LogRecord
 from contracts.manifest import ObjectEntry, ReadVersion
-from contracts.vectors_batch import conform
+from contracts.vectors_batch import batch_headers, conform
 from indexer.commit import Committer
 from indexer.partition_builder import PartitionBuilder
 from indexer.partition_run import PartitionRun
@@ -43,15 +43,7 @@ class Switch(NamedTuple):
 
 
 def _batch_headers(span: BatchSpan, value: bytes) -> Headers:
-    return (
-        ("hw_type", b"batch"),
-        ("hw_format", str(FORMAT_VERSION).encode()),
-        ("hw_incarnation", span.incarnation.encode()),
-        ("hw_topic_id", span.topic_id.encode()),
-        ("hw_start_offset", str(span.start_offset).encode()),
-        ("hw_next_offset", str(span.next_offset).encode()),
-        ("hw_sha256", NO_HASH.encode()),
-    )
+    return (*batch_headers(span, b"")[:-1], ("hw_sha256", NO_HASH.encode()))
 
 
 def _decode_batch(record: LogRecord, schema: pa.Schema) -> pa.RecordBatch:

@@ -12,19 +12,18 @@ import re
 import threading
 from collections.abc import Iterator
 
+from backends.catalog.objects import delete_below, names_below
 from contracts.clock import Clock
 from contracts.collection import NameRecord
 from contracts.engines import Engines
 from contracts.errors import HeadwaterError
 from contracts.manifest import object_version
-from contracts.object_keys import COLLECTIONS_PREFIX, CollectionKeys, name_prefix, parse_key
+from contracts.object_keys import COLLECTIONS_PREFIX, CollectionKeys, name_prefix
 from contracts.store import ObjectStore
 from indexer.dead_indexes import sweep_dead_indexes
 
 logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 600.0
-_LAST = "zzz"
-"""Sorts behind everything that a collection's keys go on with."""
 
 
 def sweep_dead_collections(store: ObjectStore, clock: Clock, keep_seconds: float) -> dict[str, int]:
@@ -41,9 +40,7 @@ def sweep_dead_collections(store: ObjectStore, clock: Clock, keep_seconds: float
     for keys in list(_incarnations(store)):
         if not is_dead(store, keys, clock.now_seconds() - keep_seconds):
             continue
-        for info in store.list(keys.prefix):
-            store.delete(info.key)
-            deleted[keys.name] = deleted.get(keys.name, 0) + 1
+        deleted[keys.name] = deleted.get(keys.name, 0) + delete_below(store, keys.prefix)
     return deleted
 
 
@@ -63,14 +60,10 @@ def is_dead(store: ObjectStore, keys: CollectionKeys, since_seconds: float) -> b
 
 
 def _incarnations(store: ObjectStore) -> Iterator[CollectionKeys]:
-    """Incarnations that have objects, one listing each."""
-    after = ""
-    while (info := next(iter(store.list(COLLECTIONS_PREFIX, after)), None)) is not None:
-        prefix = "/".join(info.key.split("/")[:2])
-        parsed = parse_key(info.key)
-        if parsed is not None and (match := re.fullmatch(r"c/(.+)-([0-9A-Z]{26})", prefix)):
+    """Incarnations that have objects."""
+    for name in names_below(store, COLLECTIONS_PREFIX):
+        if match := re.fullmatch(r"(.+)-([0-9A-Z]{26})", name):
             yield CollectionKeys(match[1], match[2])
-        after = f"{prefix}/{_LAST}"
 
 
 def keep_sweeping(engines: Engines, stop: threading.Event) -> None:

@@ -7,16 +7,12 @@ Never: deletes an index that no version ever named (it is being begun), or one t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from backends.catalog.collections import CollectionCatalog
+from backends.catalog.objects import delete_below, names_below
 from contracts.clock import Clock
 from contracts.collection import CollectionRecord
-from contracts.object_keys import CollectionKeys, IndexKeys, parse_key
+from contracts.object_keys import CollectionKeys
 from contracts.store import ObjectStore
-
-_LAST = "zzz"
-"""Sorts behind everything that an index's keys go on with."""
 
 
 def sweep_dead_indexes(store: ObjectStore, clock: Clock, keep_seconds: float) -> dict[str, int]:
@@ -31,12 +27,9 @@ def sweep_dead_indexes(store: ObjectStore, clock: Clock, keep_seconds: float) ->
     for record in CollectionCatalog(store).list():
         keys = CollectionKeys(record.name, record.incarnation)
         named = {index.name for index in record.indexes}
-        unnamed = [index for index in _indexes(store, keys) if index.index not in named]
-        dropped = _dropped(store, keys, clock.now_seconds() - keep_seconds) if unnamed else set()
-        for index in unnamed:
-            for info in store.list(index.prefix) if index.index in dropped else ():
-                store.delete(info.key)
-                deleted[record.name] = deleted.get(record.name, 0) + 1
+        unnamed = {name for name in names_below(store, f"{keys.prefix}i/") if name not in named}
+        for name in sorted(unnamed & _dropped(store, keys, clock.now_seconds() - keep_seconds) if unnamed else ()):
+            deleted[record.name] = deleted.get(record.name, 0) + delete_below(store, keys.index(name).prefix)
     return deleted
 
 
@@ -53,13 +46,3 @@ def _dropped(store: ObjectStore, keys: CollectionKeys, since_seconds: float) -> 
             dropped |= named - now
         named |= now
     return dropped - now
-
-
-def _indexes(store: ObjectStore, keys: CollectionKeys) -> Iterator[IndexKeys]:
-    """Indexes that have objects, one listing each."""
-    prefix, after = f"{keys.prefix}i/", ""
-    while (info := next(iter(store.list(prefix, after)), None)) is not None:
-        name = info.key[len(prefix) :].partition("/")[0]
-        if parse_key(info.key) is not None:
-            yield keys.index(name)
-        after = f"{prefix}{name}/{_LAST}"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from contracts.errors import CorruptError, SnapshotError, UnavailableError
 from contracts.footer_file import CHUNK_BYTES, check_bytes, check_chunks
 from contracts.manifest import ObjectEntry
-from contracts.object_keys import validate_key
+from contracts.object_keys import parse_key, validate_key
 from contracts.store import ObjectStore, PutOutcome
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 PUT_ATTEMPTS = 8
 READ_ATTEMPTS = 3
 """Bytes can be spoilt on their way; what is spoilt where it lies stays so."""
+
+_LAST = "zzz"
+"""Sorts behind everything that a key of ours goes on with after a slash."""
 
 T = TypeVar("T")
 
@@ -124,3 +127,22 @@ def download_range(store: ObjectStore, entry: ObjectEntry, start: int, length: i
         return memoryview(found)[start - begin : start - begin + length]
 
     return read_again(read)
+
+
+def names_below(store: ObjectStore, prefix: str) -> Iterator[str]:
+    """What comes between `prefix` and the next slash in keys of ours, one listing each."""
+    after = ""
+    while (info := next(iter(store.list(prefix, after)), None)) is not None:
+        name = info.key[len(prefix) :].partition("/")[0]
+        if parse_key(info.key) is not None:
+            yield name
+        after = f"{prefix}{name}/{_LAST}"
+
+
+def delete_below(store: ObjectStore, prefix: str) -> int:
+    """Delete all objects under a prefix; returns how many."""
+    deleted = 0
+    for info in store.list(prefix):
+        store.delete(info.key)
+        deleted += 1
+    return deleted

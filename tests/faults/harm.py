@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -33,11 +34,11 @@ DOWN_SECONDS = 3.0
 # ---- 21: the broker ----------------------------------------------------------------------------------------------------
 
 
-def broker_killed(trial: Trial) -> None:
-    """21: kill -9 of the broker amid the stream, twice; every client finds it again by itself."""
+def killed(trial: Trial, server: str) -> None:
+    """21: kill -9 of broker or store amid the stream, twice; every client finds it again by itself."""
     trial.wait_flowing()
     for _ in range(2):
-        trial.ground.kill("kafka")
+        trial.ground.kill(server)
         time.sleep(DOWN_SECONDS)
         trial.ground.start()
         trial.wait_acknowledged(50)
@@ -61,17 +62,6 @@ def broker_frozen(trial: Trial) -> None:
         time.sleep(22.0)
     trial.wait_acknowledged(50)
     trial.wait_advanced(90)
-
-
-def store_killed(trial: Trial) -> None:
-    """21: kill -9 of the store amid the stream, twice."""
-    trial.wait_flowing()
-    for _ in range(2):
-        trial.ground.kill("minio")
-        time.sleep(DOWN_SECONDS)
-        trial.ground.start()
-        trial.wait_acknowledged(50)
-        trial.wait_advanced()
 
 
 def leader_moves(trial: Trial) -> None:
@@ -242,11 +232,11 @@ def thread_dies(trial: Trial) -> None:
 
 
 VARIANTS = [
-    Variant(21, "the broker is killed", broker_killed, is_alone=True),
+    Variant(21, "the broker is killed", partial(killed, server="kafka"), is_alone=True),
     Variant(21, "the broker is restarted in order", broker_stopped, is_alone=True),
     Variant(21, "the broker holds still", broker_frozen, is_alone=True, recover_seconds=120.0),
     Variant(21, "leadership moves between three brokers", leader_moves, on=three_brokers, recover_seconds=120.0),
-    Variant(21, "the store is killed", store_killed, is_alone=True, roles=("embed", "index", "maintain")),
+    Variant(21, "the store is killed", partial(killed, server="minio"), is_alone=True, roles=("embed", "index", "maintain")),
     Variant(31, "uploads longer than the collector's patience", slow_uploads, roles=("embed",), settings={"gc_seconds": 1.0}),
     Variant(35, "pictures, texts, rows, decoders", poisoned, roles=(), request=pictures_and_vectors, rate=50.0),
     Variant(36, "the dead-letter topic takes nothing", no_dead_letters, roles=()),

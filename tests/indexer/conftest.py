@@ -8,17 +8,14 @@ from contextlib import contextmanager
 import numpy as np
 import pyarrow as pa
 import pytest
-from ulid import ULID
 
 from backends.catalog.admin import CollectionRequest, create_collection
-from backends.open_log import open_log
-from backends.open_store import open_store
 from contracts.collection import CollectionRecord, FieldRecord, own_vector_space
 from contracts.engines import Engines
 from contracts.item import id_hash
 from contracts.media_record import ARROW_TYPE
-from contracts.settings import load_settings
 from indexer import archive_worker, build_worker, embed_worker, role
+from tests.memory_engines import memory_engines
 
 DIMENSION = 8
 
@@ -35,12 +32,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def engines() -> Iterator[Engines]:
-    name = str(ULID())
-    settings = load_settings(log_url=f"memory://{name}", store_url=f"memory://{name}", seal_seconds=0.1, embed_watchdog_seconds=0.2)
-    made = Engines(settings, open_log(settings), open_store(settings))
-    yield made
-    made.log.close()
-    made.store.close()
+    with memory_engines() as made:
+        yield made
 
 
 @pytest.fixture
