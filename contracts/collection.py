@@ -19,6 +19,7 @@ from contracts.attributes import EXTRA, TYPE_PATTERN
 from contracts.codec import AUTO, CODEC_PATTERN, parse_codec
 from contracts.encoder import Metric
 from contracts.errors import CorruptError
+from contracts.hashed_json import with_hash, without_hash
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 Ulid = Annotated[str, StringConstraints(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
@@ -27,13 +28,13 @@ MAX_DIMENSION = 16_384
 
 
 class StoredModel(BaseModel):
-    """Base of what is stored as canonical JSON: strict, frozen, no unknown fields."""
+    """Base of what is stored as canonical JSON and its hash: strict, frozen, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON of this record."""
-        return canonical_json.dump(self.model_dump(mode="json"))
+        """Canonical JSON of this record, and its hash (`contracts.hashed_json`)."""
+        return with_hash(canonical_json.dump(self.model_dump(mode="json")))
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Any:
@@ -42,10 +43,11 @@ class StoredModel(BaseModel):
         Raises
         ------
         CorruptError
-            Not the JSON of a record of this format version (types are strict: a number in quotes is no number).
+            Not what was written, or not the JSON of a record of this format version (types are strict: a number in quotes is no number).
         """
+        line = without_hash(data, where)
         try:
-            value = canonical_json.load(data)
+            value = canonical_json.load(line)
         except ValueError as error:
             raise CorruptError(f"{where}: {error}", hint="restore the object from a backup") from None
         found = value.get("format") if isinstance(value, dict) else None
@@ -54,7 +56,7 @@ class StoredModel(BaseModel):
                 f"{where}: format {found!r}, this version reads {FORMAT_VERSION}", hint="upgrade headwater on this machine", code="unknown_format"
             )
         try:
-            return cls.model_validate_json(data)  # JSON mode: strict, and an array is a tuple
+            return cls.model_validate_json(line)  # JSON mode: strict, and an array is a tuple
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             raise CorruptError(

@@ -19,6 +19,7 @@ from typing import Any
 from backends.catalog.objects import put_settled
 from contracts import canonical_json
 from contracts.errors import CorruptError, SnapshotError
+from contracts.hashed_json import without_hash
 from contracts.object_keys import parse_key
 from contracts.store import ObjectStore, PutOutcome
 
@@ -136,7 +137,8 @@ def _check_heads(source: ObjectStore, target: ObjectStore, noted: _Noted) -> Non
         found = source.get(head)
         missing = None
         if found is not None:
-            missing = next((key for key in named_keys(canonical_json.load(found.data, MAX_MANIFEST_BYTES)) if target.head(key) is None), None)
+            named = named_keys(canonical_json.load(without_hash(found.data, head), MAX_MANIFEST_BYTES))
+            missing = next((key for key in named if target.head(key) is None), None)
         if found is None or missing is not None:
             what = f"{head} is gone" if found is None else f"{missing}, which {head} names, is gone"
             raise SnapshotError(f"the store was cleaned up while it was copied: {what}", hint="copy again; what is copied already stays")

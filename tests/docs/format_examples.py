@@ -22,6 +22,7 @@ from contracts.collection import CollectionRecord, FieldRecord, IndexRecord, Nam
 from contracts.deletes import DeleteDelta, Tombstone, encode_delete_delta
 from contracts.footer_file import FooterFile, write_footer_file
 from contracts.generation import Generation, encode_generation
+from contracts.hashed_json import without_hash
 from contracts.item import id_hash
 from contracts.ledger import LedgerRun, decode_ledger, encode_ledger
 from contracts.log import LogRecord
@@ -58,8 +59,9 @@ def fenced(kind: str, text: str) -> str:
 
 
 def shown_json(data: bytes) -> str:
-    """Canonical bytes, broken into lines for reading."""
-    return fenced("json", json.dumps(json.loads(data), indent=1, ensure_ascii=False))
+    """The first line of stored JSON, broken into lines for reading, and the second."""
+    line = without_hash(data, "the example")
+    return fenced("json", json.dumps(json.loads(line), indent=1, ensure_ascii=False) + "\n" + data[len(line) :].decode().strip())
 
 
 def hexdump(data: bytes, start: int = 0) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from backends.catalog.admin import CollectionRequest
 from backends.catalog.manifests import ManifestChain
 from contracts import canonical_json
+from contracts.hashed_json import with_hash
 from contracts.object_keys import CollectionKeys
 from contracts.store import PutOutcome
 from ingest.records import rows_record
@@ -167,10 +168,9 @@ def newer_manifest(trial: Trial) -> None:
     for _ in range(100):
         read = chain.head()
         assert read is not None
-        body = canonical_json.load(trial.engines.store.get(keys.manifest(read.manifest.version)).data, 1 << 24)  # type: ignore[union-attr]
-        assert isinstance(body, dict)
+        body = read.manifest.model_dump(mode="json")
         planted = keys.manifest(read.manifest.version + 1)
-        if trial.engines.store.put_if_absent(planted, canonical_json.dump({**body, "format": 2})) is PutOutcome.CREATED:
+        if trial.engines.store.put_if_absent(planted, with_hash(canonical_json.dump({**body, "format": 2}))) is PutOutcome.CREATED:
             break
     trial.wait_logged(trial.roles["index"], "partition 0 is stopped")
     told = next(line for line in trial.roles["index"].stderr().splitlines() if "partition 0 is stopped" in line)

@@ -14,6 +14,7 @@ from backends.catalog.manifests import ManifestChain
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError
+from contracts.hashed_json import with_hash, without_hash
 from contracts.object_keys import CollectionKeys
 from contracts.segment import read_rows_part, write_rows_part
 from indexer import embed_worker, role
@@ -49,7 +50,7 @@ def stopped(engines: Engines, stage: str) -> float:
 
 
 def newer(data: bytes, **changes: Any) -> bytes:
-    return json.dumps({**json.loads(data), "format": 2, "new_field": {"of": "version 2"}, **changes}).encode()
+    return with_hash(json.dumps({**json.loads(without_hash(data, "here")), "format": 2, "new_field": {"of": "version 2"}, **changes}).encode())
 
 
 def test_a_manifest_of_format_2_stops_its_partition_for_writers_and_the_other_goes_on(
