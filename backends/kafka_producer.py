@@ -1,6 +1,7 @@
 """The Kafka log's producer: idempotent, acknowledged by all in-sync replicas.
 
-Takes: sends. Gives: futures of positions. Owns: the look at a topic before its first record.
+Takes: sends. Gives: futures of positions, each of which ends. Owns: the look at a topic before its first record, and what the client does not do:
+asking for a new producer id after a record has expired, and ending where it cannot flush.
 Never: retries beyond what the idempotent protocol does by itself; the caller re-reads the log instead.
 """
 
@@ -11,6 +12,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from kafka import KafkaProducer as Client
+from kafka.errors import KafkaTimeoutError
+from kafka.producer.transaction_manager import TransactionState
 
 from backends import log_rules as rules
 from backends.kafka_errors import kafka_error, mapped
@@ -45,6 +48,7 @@ class KafkaProducer:
         self._known: dict[str, TopicInfo] = {}
         self._closed = False
         self._client = open_client(Client, producer_options(settings, linger_seconds), "opening a Kafka producer")
+        _ask_for_an_id_after_each_reset(self._client)
 
     def send(
         self,
@@ -82,6 +86,11 @@ class KafkaProducer:
 
     def _fail(self, future: Future[RecordPosition], error: BaseException, topic: str, what: str) -> None:
         self._known.pop(topic, None)  # it may have been deleted or made again
+        if self._closed:
+            future.set_exception(
+                UnavailableError(f"{what}: the producer was closed before the broker answered", hint="read the end of the partition")
+            )
+            return
         future.set_exception(kafka_error(error, what))
 
     def flush(self, timeout_seconds: float) -> None:
@@ -97,4 +106,26 @@ class KafkaProducer:
         self._closed = True
         self._on_close(self)
         with mapped("closing a Kafka producer"):
-            self._client.close(timeout=_CLOSE_SECONDS)
+            try:
+                self._client.close(timeout=_CLOSE_SECONDS)
+            except KafkaTimeoutError:
+                # Raised by the flush within, before anything was ended: its thread would go on sending, and the futures of its records would hang.
+                self._client._sender.force_close()
+                self._client._sender.join(_CLOSE_SECONDS)
+                raise
+
+
+def _ask_for_an_id_after_each_reset(client: Client) -> None:
+    """Where a record expires that was on its way, kafka-python 3.0.12 forgets its producer id and never asks for another one.
+
+    Its sender asks in the state UNINITIALIZED alone, which `reset_producer_id` does not set: it then sends nothing and expires nothing for ever.
+    """
+    manager: Any = client._transaction_manager
+    forget = manager.reset_producer_id
+
+    def reset_producer_id() -> None:
+        with manager._lock:
+            forget()
+            manager._current_state = TransactionState.UNINITIALIZED
+
+    manager.reset_producer_id = reset_producer_id

@@ -31,6 +31,8 @@ from tests.system.processes import command, until
 
 PARTS = "tests.faults.odd_parts"
 DOWN_SECONDS = 3.0
+EXPIRED_SECONDS = 50.0
+"""Longer than the `delivery_timeout_ms` of our producers."""
 
 # ---- 21: the broker ----------------------------------------------------------------------------------------------------
 
@@ -54,6 +56,16 @@ def broker_stopped(trial: Trial) -> None:
     trial.ground.start()
     trial.wait_acknowledged(50)
     trial.wait_advanced()
+
+
+def broker_away(trial: Trial) -> None:
+    """21: the broker is gone for longer than a record may wait for it: what is under way expires, and is told."""
+    trial.wait_flowing()
+    trial.ground.kill("kafka")
+    time.sleep(EXPIRED_SECONDS)
+    trial.ground.start()
+    trial.wait_acknowledged(50)
+    trial.wait_advanced(90)
 
 
 def broker_frozen(trial: Trial) -> None:
@@ -234,6 +246,7 @@ def thread_dies(trial: Trial) -> None:
 VARIANTS = [
     Variant(21, "the broker is killed", partial(killed, server="kafka"), is_alone=True),
     Variant(21, "the broker is restarted in order", broker_stopped, is_alone=True),
+    Variant(21, "the broker is away for longer than a record may wait", broker_away, is_alone=True, recover_seconds=120.0),
     Variant(21, "the broker holds still", broker_frozen, is_alone=True, recover_seconds=120.0),
     Variant(21, "leadership moves between three brokers", leader_moves, on=three_brokers, recover_seconds=120.0),
     Variant(21, "the store is killed", partial(killed, server="minio"), is_alone=True, roles=("embed", "index", "maintain")),
