@@ -28,6 +28,8 @@ class OpenVinoRunner:
         Of the CPU.
     """
 
+    on_gpu = False
+
     def __init__(self, graph: bytes, precision: Precision, threads: int) -> None:
         import openvino
 
@@ -67,6 +69,8 @@ class OnnxRunner:
     threads : int
         Of the CPU.
     """
+
+    on_gpu = False
 
     def __init__(self, graph: bytes, threads: int) -> None:
         import onnxruntime

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from embedding.network import Network, Runner
+from embedding.network import GPU_BATCH_ITEMS, Network, Runner
 from embedding.weights import PinnedFile
 
 if TYPE_CHECKING:
@@ -87,8 +87,9 @@ class MiniLM:
         encodings = self._tokenizer.encode_batch([text[:MAX_CHARACTERS] for text in texts])
         order = sorted(range(len(encodings)), key=lambda row: len(encodings[row].ids))
         vectors = np.empty((len(encodings), DIMENSION), np.float32)
-        for start in range(0, len(order), BATCH_TEXTS):
-            rows = order[start : start + BATCH_TEXTS]
+        most = GPU_BATCH_ITEMS if self.run.on_gpu else BATCH_TEXTS
+        for start in range(0, len(order), most):
+            rows = order[start : start + most]
             vectors[rows] = self.run(*_padded([encodings[row] for row in rows]))
         return vectors
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CONVERSION = 1
 """Raised when the code of a module changes what a converted copy would be; older copies in caches are then not found."""
+GPU_BATCH_ITEMS = 256
+"""Items in one forward pass on a GPU: a pass over a few takes as long as its launches."""
 
 
 class Runner(Protocol):
@@ -27,6 +29,11 @@ class Runner(Protocol):
     @property
     def label(self) -> str:
         """What runs it and how precisely, for people: ``openvino 2026.4.1 f32``."""
+        ...
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU, which wants `GPU_BATCH_ITEMS` at a time."""
         ...
 
     def __call__(self, *inputs: NDArray[np.generic]) -> NDArray[np.float32]:

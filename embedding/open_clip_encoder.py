@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from contracts.encoder import EmbeddingSpace, PictureRecipe
 from contracts.errors import SettingsError
 from contracts.settings import Settings
-from embedding.network import Network
+from embedding.network import GPU_BATCH_ITEMS, Network, Runner
 from embedding.open_clip_name import MAX_CHARACTERS, OpenClipModel, find_model
 from embedding.open_clip_name import full_name as open_clip_full_name
 from embedding.open_clip_towers import PictureTower, TextTower, load_model
@@ -31,7 +31,6 @@ from embedding.prepare import check_prepared, prepared_array
 
 BATCH_ITEMS = 16
 """Items in one forward pass on a CPU: more are no faster (ViT-B/32: 88 a second at 16, 91 at 32) and take more memory."""
-GPU_BATCH_ITEMS = 256
 MAX_CACHED_WORDS = 200_000
 _PROBE_TEXTS = (
     "a red car on a wet road at night",
@@ -122,9 +121,9 @@ class OpenClipEncoder:
         """Encode n normalised texts to unit vectors, shape (n, dimension)."""
         return self._in_batches(self._run_texts, self._words.tokens(texts))
 
-    def _in_batches(self, run: Any, items: NDArray[Any]) -> NDArray[np.float32]:
+    def _in_batches(self, run: Runner, items: NDArray[Any]) -> NDArray[np.float32]:
         vectors = np.empty((len(items), self._model.space.dimension), np.float32)
-        most = GPU_BATCH_ITEMS if "cuda" in run.label else BATCH_ITEMS
+        most = GPU_BATCH_ITEMS if run.on_gpu else BATCH_ITEMS
         for start in range(0, len(items), most):
             vectors[start : start + most] = run(items[start : start + most])
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)

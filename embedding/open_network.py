@@ -18,11 +18,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts.errors import SettingsError
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.errors import SettingsError, UnavailableError
 from contracts.settings import Settings
 from embedding.converted import Converted, converted
 from embedding.graph_runners import OnnxRunner, OpenVinoRunner
-from embedding.network import Network, Runner
+from embedding.network import GPU_BATCH_ITEMS, Network, Runner
 from embedding.parity import MIN_COSINE, centred_cosine
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ SHORT_GAIN = 0.8
 """Share of float32's time that bfloat16 may take: less of a gain is noise, and not worth its rounding."""
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """What drivers that torch's CUDA and ROCm builds use leave there: NVIDIA's, the one of WSL, AMD's."""
+Inputs = tuple[NDArray[np.generic], ...]
 PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 
 
@@ -129,8 +133,9 @@ def _torch_runner(network: Network, settings: Settings) -> TorchRunner:
 
     device, threads = torch_device(settings), encoder_threads(settings, waits_asleep=False)
     plain = TorchRunner(network.make_module(), device, torch.float32, threads)
-    plain_seconds = _seconds(plain, network, len(network.probe[0]))
-    short = _short_runner(plain, network, device, threads, plain_seconds)
+    short = _short_runner(plain, network, device, threads)
+    if plain.on_gpu:
+        torch.cuda.empty_cache()  # what full batches took to be timed, others may need
     if short is None:
         return plain
     cosine = centred_cosine(plain(*network.probe), short(*network.probe))
@@ -140,21 +145,37 @@ def _torch_runner(network: Network, settings: Settings) -> TorchRunner:
     return short
 
 
-def _short_runner(plain: TorchRunner, network: Network, device: torch.device, threads: int, limit_seconds: float) -> TorchRunner | None:
-    """The network with bfloat16 weights, or None where it takes longer than `limit_seconds`."""
+def _short_runner(plain: TorchRunner, network: Network, device: torch.device, threads: int) -> TorchRunner | None:
+    """The network with bfloat16 weights, or None where that is not faster, or both do not fit into the device's memory."""
     import torch
 
     from embedding.torch_runner import TorchRunner
 
-    short = TorchRunner(copy.deepcopy(plain.module), device, torch.bfloat16, threads)
-    if _seconds(short, network, 1, repetitions=1) > limit_seconds:  # one item: a CPU that only imitates bfloat16 is ten times slower
+    try:
+        inputs, plain_seconds = _timed(plain, network)
+        short = TorchRunner(copy.deepcopy(plain.module), device, torch.bfloat16, threads)
+        one = tuple(values[:1] for values in inputs)
+        if not short.on_gpu and _seconds(short, one, repetitions=1) > plain_seconds:
+            return None  # after one item: a CPU that only imitates bfloat16 is ten times slower
+        return short if _seconds(short, inputs) < SHORT_GAIN * plain_seconds else None
+    except (MemoryError, UnavailableError, torch.OutOfMemoryError) as error:
+        logger.info("network %s: bfloat16 is not tried, memory is too small: %s", network.name, str(error).partition("\n")[0])
         return None
-    return short if _seconds(short, network, len(network.probe[0])) < SHORT_GAIN * limit_seconds else None
 
 
-def _seconds(runner: Runner, network: Network, items: int, repetitions: int = 3) -> float:
-    """Shortest time, in seconds, that the first items of the probe take."""
-    inputs = [values[:items] for values in network.probe]
+def _timed(plain: Runner, network: Network) -> tuple[Inputs, float]:
+    """What both precisions are timed on, and what float32 takes for it: the probe, on a GPU as often as fills a batch, if its memory holds that."""
+    if plain.on_gpu:
+        filled = tuple(np.resize(values, (GPU_BATCH_ITEMS, *values.shape[1:])) for values in network.probe)
+        try:
+            return filled, _seconds(plain, filled)
+        except MemoryError:
+            logger.info("network %s: a batch of %d in float32 is too much for the memory of the GPU", network.name, GPU_BATCH_ITEMS)
+    return network.probe, _seconds(plain, network.probe)
+
+
+def _seconds(runner: Runner, inputs: Inputs, repetitions: int = 3) -> float:
+    """Shortest time, in seconds, that these inputs take."""
     times = []
     for _ in range(repetitions):
         begin = time.perf_counter()

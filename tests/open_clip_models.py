@@ -23,12 +23,12 @@ def register(folder: Path) -> None:
         open_clip.add_model_config(path)
 
 
-def random_model(seed: int = 0):  # type: ignore[no-untyped-def]
-    """A model of the tiny architecture, made by open_clip itself."""
+def random_model(seed: int = 0, architecture: str = ARCHITECTURE):  # type: ignore[no-untyped-def]
+    """A model of an architecture, by default the tiny one, made by open_clip itself."""
     import open_clip
     import torch
 
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # open_clip says that nothing was loaded
-        return open_clip.create_model(ARCHITECTURE, pretrained=None).train(False)
+        return open_clip.create_model(architecture, pretrained=None).train(False)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from contracts.encoder import PictureRecipe
+from contracts.errors import UnavailableError
 from embedding import efficientnet_lite0, minilm
 from embedding.network import Network, Runner
 from embedding.pictures import PictureLimits
@@ -101,5 +102,19 @@ def test_a_device_without_memory_says_so_in_our_own_words() -> None:
         def forward(self, values: torch.Tensor) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(MemoryError, match="out of memory"):
+    with pytest.raises(MemoryError, match="out of memory") as caught:
         TorchRunner(Exhausted(), torch.device("cpu"), torch.float32, 1)(np.zeros((2, 3), np.float32))
+    assert caught.value.__context__ is None  # torch's error keeps the failed pass's tensors alive, while the caller tries fewer items
+
+
+def test_a_device_without_memory_for_the_weights_says_so_with_a_hint() -> None:
+    import torch
+
+    from embedding.torch_runner import TorchRunner
+
+    class TooLarge(torch.nn.Module):
+        def to(self, *args: object, **kwargs: object) -> TooLarge:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UnavailableError, match="do not fit into the memory of cpu.*HEADWATER_EMBED_DEVICE=cpu"):
+        TorchRunner(TooLarge(), torch.device("cpu"), torch.float32, 1)

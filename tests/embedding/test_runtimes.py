@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from contracts.errors import SettingsError
 from contracts.settings import Settings
 from embedding.converted import ENTRY, GRAPH, TRUE, converted
-from embedding.network import Network
-from embedding.open_network import encoder_threads, open_network
-from embedding.parity import MIN_COSINE, centred_cosine, probe_pictures
+from embedding.network import GPU_BATCH_ITEMS, Network
+from embedding.open_network import _timed, encoder_threads, open_network
+from embedding.parity import MIN_COSINE, PROBES, centred_cosine, probe_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIMES = ["torch", "openvino", "onnx"]
@@ -172,6 +172,21 @@ def test_a_runtime_or_gpu_that_is_asked_for_and_missing_is_told(tmp_path: Path, 
     if not torch.cuda.is_available():
         with pytest.raises(SettingsError, match="no such GPU"):
             open_network(network(), Settings(embed_device="cuda", cache_dir=tmp_path))
+
+
+@pytest.mark.parametrize(("most_items", "timed_items"), [(GPU_BATCH_ITEMS, GPU_BATCH_ITEMS), (GPU_BATCH_ITEMS - 1, PROBES)])
+def test_a_gpu_is_timed_on_a_full_batch_where_its_memory_holds_one(most_items: int, timed_items: int) -> None:
+    class Gpu:
+        label, on_gpu = "a GPU", True
+
+        def __call__(self, *inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+            if len(inputs[0]) > most_items:
+                raise MemoryError
+            return np.zeros((len(inputs[0]), 6), np.float32)
+
+    (inputs,), seconds = _timed(Gpu(), network())
+    assert inputs.shape == (timed_items, 8, 8, 3) and seconds >= 0
+    assert np.array_equal(inputs[:PROBES], probe_pictures(8, 8))
 
 
 def test_the_centred_cosine_sees_what_the_plain_one_does_not() -> None:
