@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.feeds import PictureFeed
+from bench.machine import gpu_name
 from contracts.encoder import Encoder
 from contracts.settings import Settings, load_settings
 from embedding.open_encoder import open_encoder
@@ -49,8 +50,9 @@ def embed_all(encoder: Encoder, pool: ThreadPoolExecutor, pictures: Sequence[byt
 def fastest(name: str, settings: Settings, pool: ThreadPoolExecutor, feed: PictureFeed) -> tuple[Encoder, int]:
     """The encoder with the number of threads, from one to one for each core, with which the loop is fastest; each is tried twice."""
     items = settings.embed_batch_items
+    tried = [settings.embed_threads] if gpu_name() else range(1, (os.cpu_count() or 1) + 1)  # on a GPU they do nothing
     found: list[tuple[float, int, Encoder]] = []
-    for threads in range(1, (os.cpu_count() or 1) + 1):
+    for threads in tried:
         encoder = open_encoder(name, settings.model_copy(update={"embed_threads": threads}))
         embed_all(encoder, pool, feed.next_bytes(2 * items), items)
         times = []

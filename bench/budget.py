@@ -32,9 +32,17 @@ class Budget(NamedTuple):
 
 BUDGETS: Mapping[str, Budget] = {
     # pairs A B; pictures in each measurement
-    "W1": Budget(ByRun(60, 140, 480), {"pairs": ByRun(1, 4, 5), "lite_pictures": ByRun(200, 500, 600), "vit_b32_pictures": ByRun(200, 260, 600)}),
+    "W1": Budget(
+        ByRun(60, 140, 480),
+        {
+            "pairs": ByRun(1, 4, 5),
+            "lite_pictures": ByRun(200, 500, 600),
+            "vit_b32_pictures": ByRun(200, 260, 600),
+            "gpu_pictures": ByRun(4000, 8000, 16_000),
+        },
+    ),
     # pictures in a sample: as many as a worker hands to its encoder at most
-    "W1c": Budget(ByRun(30, 50, 70), {"pairs": ByRun(3, 8, 10), "pictures": ByRun(16, 32, 32)}),
+    "W1c": Budget(ByRun(30, 50, 70), {"pairs": ByRun(3, 8, 10), "pictures": ByRun(16, 32, 32), "gpu_pictures": ByRun(512, 1024, 2048)}),
     # rows of a segment, and so of each measurement
     "W2": Budget(
         ByRun(40, 80, 180), {"pairs": ByRun(2, 5, 12), "segment_rows": ByRun(20_000, 100_000, 100_000), "train_rows": ByRun(12_000, 65_536, 65_536)}

@@ -53,6 +53,13 @@ def commit() -> str:
     return _git("rev-parse", "HEAD") or "unknown"
 
 
+def gpu_name() -> str:
+    """The GPU that torch runs encoders on by default; empty where it finds none."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
 def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)

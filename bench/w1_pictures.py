@@ -1,15 +1,17 @@
 """W1, pictures Kafka -> searchable: pictures a second of the whole pipeline, divided by those of a bare decode and embed loop in memory.
 
 Both have the same encoder, runtime and pictures; the loop's encoder has the threads with which it is fastest, the worker's its default. The topic
-is filled first; the clock starts when the first pictures are searchable and stops when all are. docs/benchmarks.md says how to read it.
+is filled first; the clock starts when the first pictures are searchable and stops when all are. Without the local stack the same is measured on the
+embedded site (`embedded_...`), and where torch finds a GPU with the settings that GPUs want (`..._gpu`). docs/benchmarks.md says how to read it.
 
-Takes: `Bench`, the local stack. Gives: a ratio by encoder. Owns: the lengths and the order A B B A.
+Takes: `Bench`. Gives: a ratio by encoder. Owns: the lengths and the order A B B A.
 Never: measures the loading of models, or producing.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,10 +19,11 @@ from typing import Any
 from uuid import uuid4
 
 from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
-from bench.checkpoints import VIT_B32, write_vit_b32
+from bench.checkpoints import VIT_B32, write_random
 from bench.feeds import PictureFeed
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import abba, percentile, ratio
+from bench.machine import gpu_name
 from bench.places import Place, open_place, stack_values
 from bench.processes import BenchProcess, machine_cpu_seconds, module_command
 from contracts.collection import CollectionRecord
@@ -49,26 +52,31 @@ class PicturesToSearchable:
     goals = {"lite": Goal(0.85, smaller_is_better=False), "vit_b32": Goal(0.95, smaller_is_better=False)}
 
     def run(self, bench: Bench) -> Outcome:
-        """See `bench.frame.Workload.run`. Nothing is measured without the local stack."""
-        lengths = bench.lengths(self.name)
+        """See `bench.frame.Workload.run`."""
+        lengths, gpu, site = bench.lengths(self.name), gpu_name(), "embedded" if stack_values() is None else "kafka"
+        values = gpu_values() if gpu else {}
         outcome = Outcome(notes={"lengths": lengths, "first_pictures": FIRST_PICTURES, "partitions": PARTITIONS, "order": "A B B A"})
-        if stack_values() is None:
-            outcome.notes["not measured"] = "no local stack (make stack)"
-            return outcome
-        for mode in ENCODERS:
-            with open_place("kafka") as place:
-                place.values = dict(place.values) | {"model_dir": str(place.folder)}
+        outcome.notes |= {"site": site, "gpu": gpu, "settings": values}
+        for name, encoder in ENCODERS.items():
+            mode = f"{'embedded_' if site == 'embedded' else ''}{name}{'_gpu' if gpu else ''}"
+            with open_place(site) as place:
+                place.values = dict(place.values) | values | {"model_dir": str(place.folder)}
                 place.settings = load_settings(**place.values)
-                if mode == "vit_b32":
-                    write_vit_b32(place.folder, bench.seed)
-                measures, notes = _measure(bench, lengths["pairs"], lengths[f"{mode}_pictures"], place, mode)
+                if encoder == VIT_B32:
+                    write_random(encoder, place.folder, bench.seed)
+                pictures = lengths["gpu_pictures" if gpu else f"{name}_pictures"]
+                measures, notes = _measure(bench, lengths["pairs"], pictures, place, mode, encoder)
             outcome.modes |= measures
             outcome.notes[mode] = notes
         return outcome
 
 
-def _measure(bench: Bench, pairs: int, pictures: int, place: Place, mode: str) -> tuple[dict[str, Measure], dict[str, Any]]:
-    encoder = ENCODERS[mode]
+def gpu_values() -> dict[str, str]:
+    """What docs/encoders.md advises for a GPU, and a decoding process for each core but two."""
+    return {"embed_batch_items": "256", "embed_batch_seconds": "0.05", "decode_children": str(max(2, (os.cpu_count() or 2) - 2))}
+
+
+def _measure(bench: Bench, pairs: int, pictures: int, place: Place, mode: str, encoder: str) -> tuple[dict[str, Measure], dict[str, Any]]:
     ours: list[float] = []
     bare: list[float] = []
     threads = 0
@@ -78,7 +86,8 @@ def _measure(bench: Bench, pairs: int, pictures: int, place: Place, mode: str) -
             stack.enter_context(place.running())
             loop = stack.enter_context(BenchProcess("bare_loop", module_command("bench.bare_loop", encoder), place.values, place.folder, talks=True))
             loop.read_line()
-            _pipeline(engines, place, encoder, 2 * FIRST_PICTURES, FIRST_PICTURES)  # loads the worker's model
+            warming = max(2 * FIRST_PICTURES, 4 * place.settings.embed_batch_items)
+            _pipeline(engines, place, encoder, warming, FIRST_PICTURES)  # loads the worker's model
             place.settle()
         idle = _idle_share()
         with bench.steps(f"W1 {mode}: pipeline and bare loop", 2 * pairs) as step:

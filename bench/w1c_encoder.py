@@ -1,6 +1,7 @@
 """W1c, the encoder itself: pictures a second of our encoder, divided by eager float32 torch of the same model.
 
-Prepared pictures in, vectors out, in one process, A B B A; no decoding, no log. docs/benchmarks.md says how to read it.
+Prepared pictures in, vectors out, in one process, A B B A; no decoding, no log. Where torch finds a GPU both run there (`..._gpu`), and what is
+timed begins and ends in the memory of the CPU. docs/benchmarks.md says how to read it.
 
 Takes: `Bench`. Gives: ratios by mode; rates, runtimes and cosines as notes. Owns: what eager means.
 Never: counts a speed whose vectors are others: a centred cosine below 0.99 is an error.
@@ -12,16 +13,17 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.checkpoints import VIT_B32, write_vit_b32
+from bench.checkpoints import VIT_B32, VIT_L14, write_random
 from bench.frame import Bench, Goal, Measure, Outcome
 from bench.intervals import abba, percentile, ratio
-from bench.machine import ROOT
+from bench.machine import ROOT, gpu_name
 from bench.processes import machine_cpu_seconds, own_cpu_seconds
 from contracts.encoder import Encoder
 from contracts.errors import CorruptError
@@ -29,9 +31,9 @@ from contracts.settings import Settings
 from embedding.open_encoder import open_encoder
 from embedding.parity import MIN_COSINE, centred_cosine
 
-PICTURES = 32
+PICTURES, GPU_PICTURES = 32, 256
 """Of the samples; as many as a worker hands to its encoder at most (`embed_batch_items`)."""
-EAGER_BATCHES = (8, 32)
+EAGER_BATCHES, GPU_EAGER_BATCHES = (8, 32), (8, 32, 256)
 MEDIA = ROOT / "examples" / "media"
 Pictures = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -45,27 +47,35 @@ class EncoderSpeed:
     title = "encoder: our pictures per second / eager fp32 torch"
 
     def __init__(self) -> None:
-        self.goals = {"vit_b32": Goal(3.5, smaller_is_better=False), "lite": Goal(6.0, smaller_is_better=False)}
+        goals = {"vit_b32": 3.5, "lite": 6.0}
+        self.goals = {f"{mode}{suffix}": Goal(limit, smaller_is_better=False) for mode, limit in goals.items() for suffix in ("", "_gpu")}
 
     def run(self, bench: Bench) -> Outcome:
         """See `bench.frame.Workload.run`."""
-        threads = os.cpu_count() or 1
-        outcome = Outcome(notes={"threads": threads, "pictures_per_sample": bench.length(self.name, "pictures"), "order": "A B B A, ours first"})
-        for mode, prepare in (("lite", _lite), ("vit_b32", _vit_b32)):
+        threads, gpu = os.cpu_count() or 1, gpu_name()
+        count = bench.length(self.name, "gpu_pictures" if gpu else "pictures")
+        outcome = Outcome(notes={"threads": threads, "gpu": gpu, "pictures_per_sample": count, "order": "A B B A, ours first"})
+        for mode, prepare in (_GPU_MODES if gpu else _MODES).items():
             with tempfile.TemporaryDirectory(prefix="bench-w1c-") as folder:
                 settings = Settings(
-                    cache_dir=Path(folder) / "cache", model_dir=Path(folder), embed_threads=threads, embed_device="cpu", embed_runtime="auto"
+                    cache_dir=Path(folder) / "cache", model_dir=Path(folder), embed_threads=threads, embed_device="auto", embed_runtime="auto"
                 )
                 with bench.steps(f"W1c {mode}: load and convert"):
                     encoder, eager = prepare(settings, bench.seed)
-                pictures = _samples(encoder)[: bench.length(self.name, "pictures")]
-                outcome.modes[mode], outcome.notes[mode] = _compare(bench, mode, encoder, eager, pictures)
+                pictures = np.resize(_samples(encoder, GPU_PICTURES if gpu else PICTURES), (count, *encoder.picture_recipe.shape))
+                outcome.modes[mode], outcome.notes[mode] = _compare(
+                    bench, mode, encoder, eager, pictures, GPU_EAGER_BATCHES if gpu else EAGER_BATCHES
+                )
         return outcome
 
 
-def _compare(bench: Bench, mode: str, encoder: Encoder, eager: Callable[[int], Encode], pictures: Pictures) -> tuple[Measure, dict[str, Any]]:
+def _compare(
+    bench: Bench, mode: str, encoder: Encoder, eager: Callable[[int], Encode], pictures: Pictures, batches: Sequence[int]
+) -> tuple[Measure, dict[str, Any]]:
     """Time both on the same pictures; the eager model runs at the batch size that suits it best."""
-    by_batch = {size: _rate(eager(size), pictures) for size in EAGER_BATCHES}
+    for size in batches:
+        eager(size)(pictures[:size])  # the first pass at a size chooses and loads what computes it
+    by_batch = {size: _rate(eager(size), pictures) for size in batches}
     batch = max(by_batch, key=lambda size: by_batch[size])
     encoders: dict[str, Encode] = {"A": encoder.encode_pictures, "B": eager(batch)}
     cosine = centred_cosine(encoders["B"](pictures), encoders["A"](pictures))
@@ -102,19 +112,19 @@ def _told(rates: Sequence[float]) -> dict[str, float]:
     return {"median": measure.value, "low": measure.low, "high": measure.high}
 
 
-def _samples(encoder: Encoder) -> Pictures:
+def _samples(encoder: Encoder, count: int) -> Pictures:
     """Sample pictures, spread over their categories, as the encoder wants them."""
     files = sorted(path for path in MEDIA.rglob("*") if path.suffix in (".jpg", ".png"))
-    return np.stack([encoder.prepare_picture(path.read_bytes()) for path in files[:: len(files) // PICTURES][:PICTURES]])
+    return np.stack([encoder.prepare_picture(path.read_bytes()) for path in files[:: len(files) // count][:count]])
 
 
-def _in_batches(run: Callable[[Any], Any], size: int) -> Encode:
-    """Eager torch as its users write it: a tensor in, a tensor out, no gradients."""
+def _in_batches(run: Callable[[Any], Any], size: int, device: Any) -> Encode:
+    """Eager torch as its users write it: a tensor in, a tensor out, no gradients; the copy back waits for a GPU to be done."""
     import torch
 
     def encode(pictures: Pictures) -> Vectors:
         with torch.inference_mode():
-            return np.concatenate([run(torch.from_numpy(pictures[at : at + size])).numpy() for at in range(0, len(pictures), size)])
+            return np.concatenate([run(torch.from_numpy(pictures[at : at + size]).to(device)).cpu().numpy() for at in range(0, len(pictures), size)])
 
     return encode
 
@@ -127,13 +137,15 @@ def _lite(settings: Settings, seed: int) -> tuple[Encoder, Callable[[int], Encod
     import torch
 
     from embedding import efficientnet_lite0, lite
+    from embedding.torch_runner import torch_device
 
+    device = torch_device(settings)
     encoder = open_encoder("lite", settings)
     state = torch.load(io.BytesIO(efficientnet_lite0.WEIGHTS.read()), weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-    network.train(False)
-    names = torch.from_numpy(encoder.encode_texts(efficientnet_lite0.class_names()))
+    network.train(False).to(device)
+    names = torch.from_numpy(encoder.encode_texts(efficientnet_lite0.class_names())).to(device)
     torch.set_num_threads(settings.embed_threads)
 
     def run(pictures: torch.Tensor) -> torch.Tensor:
@@ -142,22 +154,29 @@ def _lite(settings: Settings, seed: int) -> tuple[Encoder, Callable[[int], Encod
         mixed = torch.bmm(torch.softmax(best.values, dim=1).unsqueeze(1), names[best.indices]).squeeze(1)
         return torch.nn.functional.normalize(mixed, dim=1)
 
-    return encoder, lambda size: _in_batches(run, size)
+    return encoder, lambda size: _in_batches(run, size, device)
 
 
-def _vit_b32(settings: Settings, seed: int) -> tuple[Encoder, Callable[[int], Encode]]:
-    """open_clip's ViT-B/32 with random weights, as a file of ours and as open_clip makes it: the speed does not depend on what was learned."""
+def _clip(name: str, settings: Settings, seed: int) -> tuple[Encoder, Callable[[int], Encode]]:
+    """A model of open_clip's with random weights, as a file of ours and as open_clip makes it: the speed does not depend on what was learned."""
     import open_clip
     import torch
 
-    model = write_vit_b32(settings.model_dir, seed)
-    encoder = open_encoder(VIT_B32, settings)
+    from embedding.torch_runner import torch_device
+
+    device = torch_device(settings)
+    model = write_random(name, settings.model_dir, seed).to(device)
+    encoder = open_encoder(name, settings)
     torch.set_num_threads(settings.embed_threads)
-    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
-    deviation = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=device).view(1, 3, 1, 1)
+    deviation = torch.tensor(open_clip.OPENAI_DATASET_STD, device=device).view(1, 3, 1, 1)
 
     def run(pictures: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = model.encode_image((pictures.permute(0, 3, 1, 2).float() / 255 - mean) / deviation, normalize=True)
         return found
 
-    return encoder, lambda size: _in_batches(run, size)
+    return encoder, lambda size: _in_batches(run, size, device)
+
+
+_MODES = {"lite": _lite, "vit_b32": partial(_clip, VIT_B32)}
+_GPU_MODES = {f"{mode}_gpu": prepare for mode, prepare in (_MODES | {"vit_l14": partial(_clip, VIT_L14)}).items()}
