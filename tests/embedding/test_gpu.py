@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from contracts.collection import FieldRecord, IndexRecord
 from contracts.encoder import Encoder
-from contracts.errors import SettingsError, UnavailableError
+from contracts.errors import SettingsError
 from contracts.settings import Settings
 from contracts.vectors_batch import BatchItem
 from embedding import efficientnet_lite0, minilm
@@ -206,11 +206,6 @@ def test_a_batch_for_which_the_gpu_has_no_memory_is_a_memory_error_and_the_worke
     alone = np.concatenate([clip.encode_pictures(pictures[at : at + 1]) for at in range(16)])
     assert is_unit(given) and decoded.rejections == []
     assert np.abs(given[:16] - alone).max() < 2e-2
-
-
-def test_weights_for_which_the_gpu_has_no_memory_are_told_in_one_line(settings: Settings, clip: Encoder, full_gpu: None) -> None:
-    with pytest.raises(UnavailableError, match="do not fit into the memory of cuda.*HEADWATER_EMBED_DEVICE=cpu"):
-        open_encoder(CLIP, settings)
 
 
 def test_a_gpu_that_is_not_there_is_a_settings_error_with_a_hint(settings: Settings, reference: Any) -> None:
