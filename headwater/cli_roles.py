@@ -18,6 +18,7 @@ from headwater.logging_setup import set_up_logging
 from headwater.run_roles import Role, RoleName, RoleRunner, role, served_metrics
 from headwater.wiring import open_engines
 from query.one_heap import use_one_heap
+from vectors.coding_process import set_up_coding_process
 
 PROBE_PREFIX = "probe/"
 """Where a role that writes proves, before it begins, that the store honours conditions."""
@@ -58,6 +59,7 @@ def run_embed(collection: Collections = None) -> None:
 @run_app.command("index")
 def run_index(collection: Collections = None) -> None:
     """Index: vectors topic -> segments and manifests in the store."""
+    set_up_coding_process()
     _run(load_settings(), ("index",), collection)
 
 

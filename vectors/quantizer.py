@@ -130,19 +130,23 @@ class Quantizer:
             np.empty((len(matrix), self.code_bytes), np.uint8),
             np.empty((len(matrix), self.refine_bytes), np.uint8),
         )
-        starts = range(0, len(matrix), BLOCK_ROWS)
-        threads = min(len(starts), faiss.omp_get_max_threads())
+        threads = max(1, min(-(-len(matrix) // BLOCK_ROWS), faiss.omp_get_max_threads()))
+        block_rows = _even_block_rows(len(matrix), threads)
+
+        def encode_block(start: int) -> None:
+            self._encode_block(matrix[start : start + block_rows], start, out, each_block)
+
         if threads > 1:  # a block a thread: faiss's own would wait for each other, at full speed, after every step of every block
             with ThreadPoolExecutor(threads, "encode", one_thread) as pool:
-                for _ in pool.map(lambda start: self._encode_block(matrix, start, out, each_block), starts):
+                for _ in pool.map(encode_block, range(0, len(matrix), block_rows)):
                     pass
-            return out
-        for start in starts:
-            self._encode_block(matrix, start, out, each_block)
+        else:
+            for start in range(0, len(matrix), block_rows):
+                encode_block(start)
         return out
 
-    def _encode_block(self, matrix: NDArray[Any], start: int, out: EncodedRows, each_block: EachBlock | None) -> None:
-        block = as_float32(matrix[start : start + BLOCK_ROWS])
+    def _encode_block(self, rows: NDArray[Any], start: int, out: EncodedRows, each_block: EachBlock | None) -> None:
+        block = as_float32(rows)
         end = start + len(block)
         if each_block is not None:
             each_block(start, block)
@@ -215,6 +219,12 @@ class Quantizer:
         if len(queries) == 0:
             return np.empty(refine.shape[:2], np.float32)
         return np.stack([self._refine.scores(query, codes, self.metric) for query, codes in zip(queries, refine, strict=True)])
+
+
+def _even_block_rows(rows: int, threads: int) -> int:
+    """Rows of a block, `BLOCK_ROWS` at most, of which each thread gets equally many: of full blocks, one thread would often code the last alone."""
+    rounds = max(1, -(-rows // (BLOCK_ROWS * threads)))
+    return max(1, -(-rows // (rounds * threads)))
 
 
 def coarse_index(centroids: NDArray[np.float32], metric: Metric) -> faiss.IndexFlat:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from contracts.errors import CorruptError, SnapshotError, UnavailableError
@@ -20,6 +21,8 @@ from contracts.store import ObjectStore, PutOutcome
 logger = logging.getLogger(__name__)
 
 PUT_ATTEMPTS = 8
+LARGE_BYTES = 4 * 1024 * 1024
+"""Objects that are hashed beside their upload: the hashes take a millisecond for each of these megabytes."""
 READ_ATTEMPTS = 3
 """Bytes can be spoilt on their way; what is spoilt where it lies stays so."""
 
@@ -67,9 +70,17 @@ def upload(store: ObjectStore, key: str, data: bytes) -> ObjectEntry:
     CorruptError
         The key already holds other bytes: two writers drew the same ULID, or the store lost its mind.
     """
-    if not put_settled(store, validate_key(key), data):
+    if len(data) < LARGE_BYTES:
+        entry = ObjectEntry.of(key, data)
+        is_stored = put_settled(store, validate_key(key), data)
+    else:
+        with ThreadPoolExecutor(1, "hash") as pool:  # while the store takes the bytes
+            hashed = pool.submit(ObjectEntry.of, validate_key(key), data)
+            is_stored = put_settled(store, key, data)
+            entry = hashed.result()
+    if not is_stored:
         raise CorruptError(f"object {key} already holds other bytes", hint="check the object store; keys are unique per attempt")
-    return ObjectEntry.of(key, data)
+    return entry
 
 
 def download(store: ObjectStore, entry: ObjectEntry) -> bytes:
