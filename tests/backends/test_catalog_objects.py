@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ulid import ULID
 
 from backends.catalog.generations import load_generation, newest_generations, publish_generation
-from backends.catalog.objects import READ_ATTEMPTS, download, download_range, upload
+from backends.catalog.objects import LARGE_BYTES, READ_ATTEMPTS, download, download_range, upload
 from backends.memory_store import MemoryStore
 from contracts.errors import CorruptError, SnapshotError
 from contracts.footer_file import CHUNK_BYTES
@@ -39,6 +39,16 @@ class CountingStore(MemoryStore):
 def stored(data: bytes) -> tuple[CountingStore, ObjectEntry]:
     store = CountingStore()
     return store, upload(store, KEYS.partition(0).part("b", 1, str(ULID()), "rows"), data)
+
+
+@pytest.mark.parametrize("size_bytes", [1000, LARGE_BYTES - 1, LARGE_BYTES, LARGE_BYTES + 1000])
+def test_an_upload_tells_the_hashes_of_what_it_stored_whatever_its_size(size_bytes: int) -> None:
+    data = (LARGE * 2)[:size_bytes]
+    store, entry = stored(data)
+    assert entry == ObjectEntry.of(entry.key, data)
+    assert download(store, entry) == data
+    with pytest.raises(CorruptError):
+        upload(store, entry.key, data[:-1] + b"?!")
 
 
 @settings(deadline=None)
