@@ -252,12 +252,12 @@ def test_a_poll_waits_for_its_time_and_wakes_early_for_a_record(log: Log, topic:
     read_records(reader, 1)
     begun = time.monotonic()
     assert reader.poll(0.3) == []
-    assert 0.25 < time.monotonic() - begun < 3
+    assert 0.25 < time.monotonic() - begun < 15
     timer = threading.Timer(0.2, lambda: producer.send(topic, partition=0, value=b"second"))
     timer.start()
     begun = time.monotonic()
-    assert [record.value for record in reader.poll(20.0)] == [b"second"]
-    assert time.monotonic() - begun < 5
+    assert [record.value for record in reader.poll(60.0)] == [b"second"]
+    assert time.monotonic() - begun < 30
     timer.join()
     reader.close()
     producer.close()

@@ -103,10 +103,10 @@ def test_time_to_found_measures_from_the_send_to_the_answer() -> None:
         seen.update(record.key for record in reader.poll(0.0))
         return b"k" in seen
 
-    assert time_to_found(lambda: producer.send("t", partition=0, key=b"k", value=b"v"), is_found) < 1.0
+    assert time_to_found(lambda: producer.send("t", partition=0, key=b"k", value=b"v"), is_found) < 30.0
     assert seen == {b"k"}
     begin = time.perf_counter()
-    assert 0.05 <= time_to_found(lambda: None, lambda: time.perf_counter() - begin > 0.05) < 1.0
+    assert 0.05 <= time_to_found(lambda: None, lambda: time.perf_counter() - begin > 0.05) < 30.0
     with pytest.raises(UnavailableError, match="not searchable"):
         time_to_found(lambda: None, lambda: False, limit_seconds=0.02)
     log.close()

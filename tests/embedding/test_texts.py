@@ -58,15 +58,15 @@ def test_the_limit_counts_bytes_and_is_inclusive() -> None:
 
 
 def test_a_text_far_over_the_limit_is_refused_at_once() -> None:
-    began = time.perf_counter()
+    began = time.thread_time()  # of this thread: a machine that is busy with others proves nothing
     with pytest.raises(RecordError):
         normalise_text(b"a" * 50_000_000, LIMIT_BYTES)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 def test_half_a_million_combining_marks_take_no_more_than_linear_time() -> None:
     # Alternating classes (below, above) force canonical reordering, which is quadratic over a whole run.
-    began = time.perf_counter()
+    began = time.thread_time()
     plain = normalise_text("a" + "\u0301\u0323" * 260_000, LIMIT_BYTES)
-    assert time.perf_counter() - began < 3.0
+    assert time.thread_time() - began < 3.0
     assert len(plain) <= 1 + MAX_MARKS

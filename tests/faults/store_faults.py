@@ -130,11 +130,12 @@ class Remember:
     """Forwards a put and notes when its key was created, for `HideNewest`; as a rule it must stand last."""
 
     created: dict[str, float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
 
     async def __call__(self, request: Request, forward: Forward) -> Answer:
         answer = await forward(request)
         if answer.status == 200:
-            self.created[request.key] = time.monotonic()
+            self.created[request.key] = self.clock()
         return answer
 
 
@@ -150,7 +151,7 @@ class HideNewest:
         answer = await forward(request)
         if answer.status != 200:
             return answer
-        now = time.monotonic()
+        now = self.remembered.clock()
 
         def kept(found: re.Match[bytes]) -> bytes:
             key = re.search(rb"<Key>([^<]*)</Key>", found.group())

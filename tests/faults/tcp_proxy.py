@@ -125,8 +125,8 @@ class Proxy:
         self._writers.add(writer)
         try:
             await self._serve(reader, writer)
-        except OSError:
-            abort(writer)  # the upstream is gone, or resets: so do we
+        except (OSError, asyncio.CancelledError):  # a task that ends as cancelled is told with a traceback
+            abort(writer)  # the upstream is gone, resets, or we end: so do we
         finally:
             self._writers.discard(writer)
             self._tasks.discard(task)

@@ -121,10 +121,11 @@ def stored() -> Iterator[SmallStore]:
 
 
 @pytest.fixture
-def proxy(stored: SmallStore) -> Iterator[HttpProxy]:
+def proxy(stored: SmallStore, caplog: pytest.LogCaptureFixture) -> Iterator[HttpProxy]:
     made = HttpProxy((HOST, stored.port))
     yield made
     made.close()
+    assert "asyncio" not in {record.name for record in caplog.records}, "it does not end quietly"
 
 
 @pytest.fixture
@@ -200,13 +201,14 @@ def test_a_truncated_a_shortened_and_a_flipped_body_are_read_again(proxy: HttpPr
 
 
 def test_a_listing_lags_behind_and_catches_up(proxy: HttpProxy, store: S3Store) -> None:
-    remembered = Remember()
-    hide = HideNewest(remembered, 0.3)
+    now = [0.0]
+    remembered = Remember(clock=lambda: now[0])
+    hide = HideNewest(remembered, 3.0)
     store.put_if_absent("p/old", b"")
     proxy.rules = [Rule(is_listing, hide), Rule(is_put("p/"), remembered)]
     store.put_if_absent("p/new", b"")
     assert [info.key for info in store.list("p/")] == ["p/old"] and hide.hidden == 1
-    time.sleep(0.35)
+    now[0] = 3.5
     assert [info.key for info in store.list("p/")] == ["p/new", "p/old"]
 
 

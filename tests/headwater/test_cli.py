@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from headwater.client import Hit
 from headwater.wiring import open_engines
 from tests.encoders import colour_fields
 from tests.headwater.conftest import Headwater
+from tests.indexer.conftest import eventually
 
 JPEG = b"\xff\xd8\xff" + b"j" * 30
 
@@ -212,6 +212,12 @@ def test_durations_are_read_with_their_unit(text: str, expected: int) -> None:
     assert seconds(text) == expected
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for that signal; Python itself has one for SIGINT."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_role_stops_gracefully_on_a_signal(headwater: Headwater, workplace: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     create_vectors(headwater)
@@ -225,7 +231,7 @@ def test_a_role_stops_gracefully_on_a_signal(headwater: Headwater, workplace: Pa
     assert process.stderr is not None
     with process.stderr:
         assert "running index" in process.stderr.readline()
-        time.sleep(0.5)
+        eventually(lambda: catches(process.pid, signal.SIGTERM), what="it waits for signals")
         process.send_signal(number)
         rest = process.stderr.read()
     assert process.wait(timeout=20) == 0, rest

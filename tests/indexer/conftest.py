@@ -107,7 +107,7 @@ def running(*targets: Callable[[threading.Event], None]) -> Iterator[None]:
         raise errors[0]
 
 
-def eventually(check: Callable[[], bool], seconds: float = 15.0, what: str = "") -> None:
+def eventually(check: Callable[[], bool], seconds: float = 60.0, what: str = "") -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if check():

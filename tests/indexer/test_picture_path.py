@@ -113,14 +113,18 @@ class CountingEncoder(ColourEncoder):
 
 
 def test_a_batch_is_waited_for_until_it_is_full_or_its_time_is_over(engines: Engines, pictures: CollectionRecord) -> None:
-    patient = engines.settings.model_copy(update={"embed_batch_items": 3, "embed_batch_seconds": 1.0})
-    waiting = replace(engines, settings=patient)
     encoder = CountingEncoder()
-    with running(EmbedWorker(waiting, pictures, pictures.index(), encoder).run):
+
+    def worker(patience_seconds: float) -> EmbedWorker:
+        settings = engines.settings.model_copy(update={"embed_batch_items": 3, "embed_batch_seconds": patience_seconds})
+        return EmbedWorker(replace(engines, settings=settings), pictures, pictures.index(), encoder)
+
+    with running(worker(600.0).run):
         for name in ("one", "two", "three"):
             send(engines, pictures, name, jpeg((9, 9, 9)))
             time.sleep(0.1)
         eventually(lambda: bool(encoder.calls))
         assert encoder.calls == [3]
+    with running(worker(0.5).run):
         send(engines, pictures, "alone", jpeg((9, 9, 9)))
         eventually(lambda: encoder.calls == [3, 1])

@@ -60,12 +60,13 @@ def test_an_audit_while_roles_write_tells_no_false_faults(tmp_path: Path) -> Non
             number += 7
 
     with running(feed, *all_roles(engines, collection)):
-        for _ in range(12):
+        versions: set[int] = set()
+        while len(audits) < 12 or len(versions) < 4 and len(audits) < 200:
             audits.append(audit(engines, collection, tmp_path / "room"))
+            versions |= {one.manifest.version for one in audits[-1].partitions[:1] if one.manifest}
         stop.set()
         settle(engines, collection)
-    assert [told(report) for report in audits] == [[]] * len(audits)
-    assert len({report.partitions[0].manifest.version for report in audits if report.partitions[0].manifest}) > 3
+    assert [told(report) for report in audits] == [[]] * len(audits) and len(versions) > 3
     assert not told(audit(engines, collection, tmp_path / "room"))
 
 
@@ -75,6 +76,10 @@ class Slow(FolderStore):
     def get(self, key: str) -> StoredObject | None:
         time.sleep(0.02)
         return super().get(key)
+
+
+def was_overtaken(audits: list[AuditReport]) -> bool:
+    return any(one.attempts > 1 for report in audits for one in report.partitions)
 
 
 @pytest.mark.slow
@@ -95,12 +100,14 @@ def test_audits_beside_compaction_and_garbage_collection_tell_no_false_faults(tm
             number += 7
 
     with running(*all_roles(engines, collection), MaintainWorker(engines, collection).run), running(feed):
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
+        began = time.monotonic()
+        while (
+            (spent := time.monotonic() - began) < 20 or spent < 90 and not (was_overtaken(audits) and chain(engines, collection, 0).boundary() > 10)
+        ):
             store = Slow(tmp_path / "store")
             audits.append(Audit(store, engines.log, collection, tmp_path / "room", engines.clock.now_seconds()).run())
     assert [told(report) for report in audits] == [[]] * len(audits)
-    assert max(one.attempts for report in audits for one in report.partitions) > 1, "nothing was ever compacted away under an audit"
+    assert was_overtaken(audits), "nothing was ever compacted away under an audit"
     assert head(engines, collection, 0).epochs.compactor and chain(engines, collection, 0).boundary() > 10
     assert not told(audit(engines, collection, tmp_path / "room"))
 

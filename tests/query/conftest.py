@@ -12,7 +12,7 @@ from query.collection_view import CollectionSnapshot, CollectionView
 from tests.query.writer import Writer, engines_for_test, writer
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

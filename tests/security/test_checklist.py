@@ -75,11 +75,11 @@ def test_an_animation_of_many_frames_costs_one_frame() -> None:
     frames[0].save(sink, "GIF", save_all=True, append_images=frames[1:], duration=10)
     open_picture(sink.getvalue(), PictureLimits(1 << 24, 1 << 26))  # what is loaded once is not counted
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.thread_time()
     assert open_picture(sink.getvalue(), PictureLimits(1 << 24, 1 << 26)).size == (300, 300)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.monotonic() - began < 1.0 and peak < 16 * (1 << 20)
+    assert time.thread_time() - began < 1.0 and peak < 16 * (1 << 20)
 
 
 # ---- S11: URLs -------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def tls_port(tmp_path: Path) -> Iterator[tuple[int, Path]]:
         while not stop.is_set():
             try:
                 connection, _ = listening.accept()
-                connection.settimeout(2)
+                connection.settimeout(20)
                 with connection, context.wrap_socket(connection, server_side=True) as secure:
                     secure.recv(1000)
             except (OSError, ssl.SSLError):
@@ -260,18 +260,18 @@ def test_an_id_with_line_breaks_and_terminal_codes_stays_one_line(as_json: bool,
 
 
 def test_a_record_with_a_hundred_thousand_headers_is_rejected_at_once() -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     assert verdict(b"text", [("content-type", b"text/plain"), *((f"h{n}", b"x") for n in range(100_000))]) == "bad_envelope"
     assert verdict(b"text", [("content-type", b"text/plain"), *((f"h{n}", b"x") for n in range(MAX_HEADERS - 1))]) == "accepted"
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_attributes_with_a_million_keys_are_rejected_by_their_size() -> None:
     many = json.dumps({f"k{n}": n for n in range(1_000_000)}).encode()
-    began = time.monotonic()
+    began = time.thread_time()
     assert verdict(b"text", [("content-type", b"text/plain"), ("hw_attributes", many)]) == "bad_attributes"
     assert verdict(b"text", [("content-type", b"text/plain"), ("hw_acl", json.dumps(["x" * 10] * 1_000_000).encode())]) == "bad_acl"
-    assert time.monotonic() - began < 10
+    assert time.thread_time() - began < 10
 
 
 # ---- S24: dependencies -----------------------------------------------------------------------------------------------
