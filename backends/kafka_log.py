@@ -160,25 +160,25 @@ class KafkaLog:
                 raise kafka_errors.for_code(found["error_code"])(topic)
         return [TopicPartition(topic, number) for number in range(len(found["partitions"]))]
 
-    def _offsets(self, topic: str, spec: Any) -> dict[int, int]:
+    def _offsets(self, topic: str, spec: Any) -> dict[int, Any]:
         asked = {partition: spec for partition in self._partitions(topic)}
         with mapped(f"asking for the offsets of {topic}"):
             found = self._ask(self._admin.list_partition_offsets, asked, isolation_level=IsolationLevel.READ_COMMITTED, timeout_ms=_WAIT_MS)
-        return {at.partition: int(answer.offset) for at, answer in found.items()}
+        return {at.partition: answer for at, answer in found.items()}
 
     def bounds(self, topic: str) -> dict[int, OffsetBounds]:
-        """See `contracts.log.Log.bounds`; the next offset is the last stable one (open transactions are not counted)."""
+        """See `contracts.log.Log.bounds`; the next offset is the last stable one (open transactions are not counted), and its leader answers."""
         first = self._offsets(topic, OffsetSpec.EARLIEST)
         following = self._offsets(topic, OffsetSpec.LATEST)
-        return {number: OffsetBounds(first[number], following[number]) for number in sorted(first.keys() & following.keys())}
+        return {number: _bounds(first[number].offset, following[number]) for number in sorted(first.keys() & following.keys())}
 
     def offsets_for_time(self, topic: str, timestamp_ms: int) -> dict[int, int]:
         """See `contracts.log.Log.offsets_for_time`."""
-        found = self._offsets(topic, timestamp_ms)
+        found = {number: int(answer.offset) for number, answer in self._offsets(topic, timestamp_ms).items()}
         if all(offset >= 0 for offset in found.values()):
             return found
         following = self._offsets(topic, OffsetSpec.LATEST)  # Kafka answers -1 where nothing is that new
-        return {number: offset if offset >= 0 else following[number] for number, offset in found.items()}
+        return {number: offset if offset >= 0 else int(following[number].offset) for number, offset in found.items()}
 
     def truncate(self, topic: str, next_offsets: Mapping[int, int]) -> None:
         """See `contracts.log.Log.truncate`."""
@@ -259,3 +259,7 @@ class KafkaLog:
             self._admin.close()
         except kafka_errors.KafkaError as error:
             logger.warning("closing failed: %s", kafka_error(error, "closing the log"))
+
+
+def _bounds(start_offset: int, latest: Any) -> OffsetBounds:
+    return OffsetBounds(int(start_offset), int(latest.offset), -1 if latest.leader_epoch is None else latest.leader_epoch)

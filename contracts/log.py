@@ -72,10 +72,14 @@ class RecordPosition:
 
 @dataclass(frozen=True, slots=True)
 class OffsetBounds:
-    """Half-open interval ``[start_offset, next_offset)`` of what a partition holds."""
+    """Half-open interval ``[start_offset, next_offset)`` of what a partition holds.
+
+    Within one `leader_epoch` a partition only grows: what was acknowledged may be gone only when it has changed. -1 where the log cannot tell.
+    """
 
     start_offset: int
     next_offset: int
+    leader_epoch: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,7 +377,7 @@ class EmbedWorker:
         if run is None or run.number != fetched.run:
             return
         try:
-            publisher.publish(decoded)
+            publisher.publish(decoded, run)
             run.sent_next = fetched.next_offset
         except (UnavailableError, TimeoutError) as error:
             self._produce_failed(error)

@@ -6,9 +6,10 @@ Never: outlives a doubt: on an error the run is dropped and another begins at th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
-from indexer.partition_source import ChainScan
+from indexer.partition_source import ChainScan, OwnBatch
 
 
 @dataclass(slots=True)
@@ -17,7 +18,8 @@ class PartitionRun:
 
     ``start``: media offset at which it began; ``fetched_next``: offset behind what was fetched; ``sent_next``: behind what was
     handed to the producer; ``checked_next``: `sent_next` as the watchdog saw it last time; ``committed_next``: what the group
-    was told last; ``is_counted``: whether the group knows of this attempt (`indexer.attempts`).
+    was told last; ``is_counted``: whether the group knows of this attempt (`indexer.attempts`); ``own``: acknowledged batches that the
+    watchdog has not come past (ADR 0016).
     """
 
     number: int
@@ -28,6 +30,7 @@ class PartitionRun:
     checked_next: int
     committed_next: int
     is_counted: bool = False
+    own: deque[OwnBatch] = field(default_factory=deque)
 
     @classmethod
     def at(cls, number: int, scan: ChainScan, start: int) -> PartitionRun:

@@ -7,13 +7,15 @@ Never: skips ahead: below the log's start it goes back to the manifest, or stops
 from __future__ import annotations
 
 import logging
+from collections import deque
+from typing import NamedTuple
 
 from backends.catalog.manifests import ManifestChain
 from contracts.chain import BatchSpan, Chain
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, DataLossError, SnapshotError
-from contracts.log import LogReader
+from contracts.log import LogReader, OffsetBounds
 from contracts.manifest import Manifest, ReadManifest
 from contracts.object_keys import CollectionKeys, PartitionKeys
 from contracts.vectors_batch import read_headers
@@ -101,8 +103,16 @@ class PartitionSource:
             )
 
 
+class OwnBatch(NamedTuple):
+    """A batch that this process wrote: where it lies in the vectors topic, what it says, and the leader epoch known before it was sent."""
+
+    vectors_offset: int
+    span: BatchSpan
+    leader_epoch: int
+
+
 class ChainScan:
-    """An incremental walk along the accepted batches of one partition; it reads every batch's headers once.
+    """An incremental walk along the accepted batches of one partition; it reads the headers of every batch that it does not know already.
 
     Parameters
     ----------
@@ -116,10 +126,17 @@ class ChainScan:
         self.source = source
         self.chain = Chain(manifest.incarnation, manifest.media_topic_id, manifest.checkpoint.media_offset)
         self.vectors_offset = manifest.checkpoint.vectors_offset
+        self.leader_epoch = -1  # of the vectors partition, as it was seen last
         self._reader: LogReader | None = None
 
-    def advance(self) -> int:
+    def advance(self, own: deque[OwnBatch] | None = None) -> int:
         """Walk to the vectors topic's present end; returns the media offset expected next.
+
+        Parameters
+        ----------
+        own : deque of OwnBatch, optional
+            Batches that this process wrote and that were acknowledged, in their order; those that the walk has come past are taken off. They
+            are not read where they lie next to each other and their leader epoch lasts: nobody wrote in between, and nothing can be gone.
 
         Raises
         ------
@@ -129,16 +146,35 @@ class ChainScan:
         topic, partition = self.source.index.vectors_topic, self.source.partition
         bounds = self.source.engines.log.bounds(topic)[partition]
         self._check_start(bounds.start_offset)
+        if own:
+            self._pass_own(own, bounds)
+        self.leader_epoch = bounds.leader_epoch
         if self.vectors_offset >= bounds.next_offset:
             return self.chain.expected
         if self._reader is None:
             self._reader = self.source.engines.log.reader(topic, {partition: self.vectors_offset})
+        else:
+            self._reader.seek(partition, self.vectors_offset)
+            self._reader.resume([partition])
         try:
             self._walk(self._reader, bounds.next_offset)
+            self._reader.pause([partition])  # else it fetches ahead what need not be read
         except DataLossError:
             self._check_start(self.source.engines.log.bounds(topic)[partition].start_offset)  # truncated since its bounds were read
             raise
         return self.chain.expected
+
+    def _pass_own(self, own: deque[OwnBatch], bounds: OffsetBounds) -> None:
+        """Go past own batches without reading them.
+
+        A batch that was sent when an epoch had begun, and acknowledged, is there while that epoch lasts. An acknowledgement of an earlier epoch
+        proves nothing: the next leader may have had neither that batch nor those behind it, and others may have written in its place.
+        """
+        while own and own[0].vectors_offset < self.vectors_offset:
+            own.popleft()
+        while own and own[0].vectors_offset == self.vectors_offset < bounds.next_offset and 0 <= own[0].leader_epoch == bounds.leader_epoch:
+            self.chain.accept(own.popleft().span)
+            self.vectors_offset += 1
 
     def _check_start(self, start_offset: int) -> None:
         if self.vectors_offset < start_offset:

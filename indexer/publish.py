@@ -20,6 +20,8 @@ from contracts.errors import SettingsError, UnavailableError
 from contracts.log import LogProducer, RecordPosition
 from contracts.vectors_batch import BatchItem, batch_headers, batch_schema, build_batch, encode_batch
 from indexer.dead_letter import DeadLetterRecord, dead_letter_record
+from indexer.partition_run import PartitionRun
+from indexer.partition_source import OwnBatch
 from indexer.slices import DecodedSlice, Rejection, is_rejection, rejected_row
 
 DEAD_LETTER_SECONDS = 30.0
@@ -53,8 +55,15 @@ class Publisher:
         self.schema = batch_schema(index, collection.attributes)
         self.most_bytes = engines.settings.max_record_bytes - HEADERS_BYTES
 
-    def publish(self, decoded: DecodedSlice) -> None:
+    def publish(self, decoded: DecodedSlice, run: PartitionRun | None = None) -> None:
         """Send one slice as one batch, or as several where it is too large; returns before they are acknowledged.
+
+        Parameters
+        ----------
+        decoded : DecodedSlice
+            What to send.
+        run : PartitionRun, optional
+            Notes which batches were acknowledged, and where.
 
         Raises
         ------
@@ -64,6 +73,7 @@ class Publisher:
         fetched = decoded.fetched
         batches = list(self._batches(decoded, fetched.start_offset, fetched.next_offset))  # this may reject more
         self._send_dead_letters(decoded.rejections)
+        leader_epoch = -1 if run is None else run.scan.leader_epoch  # before anything is sent
         for span, value in batches:
             self._wait_for_room(len(value))
             try:
@@ -71,6 +81,8 @@ class Publisher:
             except BaseException:  # never sent, so never settled: it must not count as in flight for ever
                 self._make_room(len(value))
                 raise
+            if run is not None:
+                future.add_done_callback(functools.partial(_note, run, span, leader_epoch))
             future.add_done_callback(functools.partial(self._settled, len(value)))
         self._count(decoded)
 
@@ -151,3 +163,8 @@ class Publisher:
         outcomes = itertools.groupby(sorted(item.row.op for item in decoded.items))
         for op, rows in outcomes:
             self.engines.metrics.records.labels(self.collection.name, "embed", op).inc(len(list(rows)))
+
+
+def _note(run: PartitionRun, span: BatchSpan, leader_epoch: int, future: Future[RecordPosition]) -> None:
+    if future.exception() is None:
+        run.own.append(OwnBatch(future.result().offset, span, leader_epoch))

@@ -1,4 +1,6 @@
-"""The embed worker's watchdog: an acknowledged batch may still be lost, or dropped by the chain rule; it reads back what was written.
+"""The embed worker's watchdog: an acknowledged batch may still be lost, or dropped by the chain rule; it makes sure of what was written.
+
+It reads back what others may have written, or a lost leader may have taken along; not what it knows without (ADR 0016).
 
 Takes: the worker's runs, and the paused partitions that it holds. Gives: lag, and a call for each partition that has to go back.
 Owns: the scans of what it watches.
@@ -84,7 +86,7 @@ class Watchdog:
         sent = run.sent_next
         behind, ahead = False, False
         if run.scan.chain.expected < sent or sent == run.checked_next:
-            end = run.scan.advance()
+            end = run.scan.advance(run.own)
             behind = end < run.checked_next  # two looks in a row: what was sent a whole interval ago must be in the chain
             is_outrun = end > sent == run.checked_next == run.sent_next  # nothing was sent for as long: another one wrote, such as `skip`
             ahead = end > run.fetched_next or is_outrun

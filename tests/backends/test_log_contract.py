@@ -231,6 +231,12 @@ def test_a_reader_starts_exactly_where_it_is_told(log: Log, topic: str) -> None:
     reader.close()
 
 
+def test_a_leader_that_lasts_has_one_epoch(log: Log, topic: str) -> None:
+    before = {partition: held.leader_epoch for partition, held in log.bounds(topic).items()}
+    fill(log, topic, 3)
+    assert {partition: held.leader_epoch for partition, held in log.bounds(topic).items()} == before and min(before.values()) >= 0
+
+
 def test_a_poll_returns_no_more_than_it_was_asked_for(log: Log, topic: str) -> None:
     fill(log, topic, 10)
     reader = log.reader(topic, {0: 0})

@@ -81,6 +81,7 @@ def leader_moves(trial: Trial) -> None:
     """21: of three brokers one is killed after the other; leadership moves, two of three have every acknowledged record."""
     assert isinstance(trial.ground, Cluster)
     trial.wait_flowing()
+    before = leader_epochs(trial)
     for node in (1, 2):
         trial.ground.kill_node(node)
         trial.wait_acknowledged(50)
@@ -88,6 +89,13 @@ def leader_moves(trial: Trial) -> None:
         trial.ground.start()
         time.sleep(3.0)  # the node catches up before the next one is killed
     trial.wait_advanced(90)
+    after = leader_epochs(trial)
+    trial.note(f"leader epochs of the vectors topic: {before} -> {after}")
+    assert any(after[partition] > epoch >= 0 for partition, epoch in before.items()), "an acknowledgement of an earlier leader would be believed"
+
+
+def leader_epochs(trial: Trial) -> dict[int, int]:
+    return {partition: held.leader_epoch for partition, held in trial.engines.log.bounds(trial.record.index().vectors_topic).items()}
 
 
 # ---- 31: slow uploads --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 from backends.memory_log import MemoryLog
 from contracts.errors import NotFoundError, UnavailableError
@@ -31,6 +32,7 @@ class FaultyLog:
         self.faults = faults
         self.cluster = self.memory._cluster
         self.on_append: Callable[[LogRecord], None] = lambda record: None
+        self._leader_epoch = 0
 
     # ---- topics ------------------------------------------------------------------------------------------------------
     def cluster_id(self) -> str:
@@ -51,7 +53,7 @@ class FaultyLog:
 
     def bounds(self, topic: str) -> dict[int, OffsetBounds]:
         self._ask("bounds", topic)
-        return self.memory.bounds(topic)
+        return {p: replace(held, leader_epoch=self._leader_epoch) for p, held in self.memory.bounds(topic).items()}
 
     def truncate(self, topic: str, next_offsets: Mapping[int, int]) -> None:
         self._ask("truncate", topic)
@@ -78,6 +80,12 @@ class FaultyLog:
             return None
         self.on_append(LogRecord(topic, partition, where.offset, timestamp_ms, key, value, tuple(headers)))
         return where
+
+    def lose(self, topic: str, partition: int) -> RecordPosition | None:
+        """Acknowledge a record whose leader is lost before anyone else has it: the next leader gives its offset to another."""
+        self._leader_epoch += 1
+        held = self.cluster.topics.get(topic)
+        return None if held is None else RecordPosition(topic, partition, held.partitions[partition].next_offset)
 
     def producer(self, *, linger_seconds: float = 0.0) -> FaultyProducer:
         return FaultyProducer(self)
@@ -142,7 +150,7 @@ class FaultyProducer:
         if draw > 0.2 or (draw < lost and kind == "dead-letter"):
             where = land()
         elif draw < lost:
-            where = RecordPosition(topic, partition, -1)  # acknowledged, and then its leader was lost
+            where = self._log.lose(topic, partition)
             self._faults.stats["acknowledged and lost"] += 1
         elif draw > 0.12:
             land()

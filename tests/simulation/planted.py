@@ -5,6 +5,7 @@ Names and sentences are those of the model. A planted bug is a context manager t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,12 +21,14 @@ from backends.catalog.manifests import VersionChain
 from contracts.archive_manifest import ArchiveManifest
 from contracts.chain import AcceptedSpan, BatchSpan, Chain
 from contracts.errors import FencedError
+from contracts.log import OffsetBounds
 from contracts.manifest import LedgerEntry, Manifest, ReadManifest
 from contracts.object_keys import ParsedKey
 from contracts.store import ObjectInfo, ObjectStore, PutOutcome
 from indexer.commit import Committer
 from indexer.live_rows import LiveRows
 from indexer.partition_builder import PartitionBuilder
+from indexer.partition_source import ChainScan, OwnBatch
 from indexer.watchdog import Watchdog
 from query.follow import ManifestFollower
 from query.hot_load import PartitionLoader
@@ -144,6 +147,17 @@ def _stalebits() -> Patches:
     return [(LiveRows, "delete_bits", delete_bits)]
 
 
+def _anyepoch() -> Patches:
+    right = ChainScan._pass_own
+
+    def pass_own(self: ChainScan, own: deque[OwnBatch], bounds: OffsetBounds) -> None:
+        for _ in range(len(own)):
+            own.append(own.popleft()._replace(leader_epoch=bounds.leader_epoch))
+        right(self, own, bounds)
+
+    return [(ChainScan, "_pass_own", pass_own)]
+
+
 def _tarsweep() -> Patches:
     def sweep(store: ObjectStore, chain: ArchiveChain, manifest: ArchiveManifest) -> int:
         named = {tar.key for tar in manifest.tars}
@@ -167,9 +181,10 @@ PLANTED: dict[str, tuple[str, Callable[[], Patches]]] = {
     "trimfirst": ("a query node trims the tail before the segment is loaded", _trimfirst),
     "maskonce": ("the tail masks old rows only in segments that were loaded when the tail row came", lambda: [(Partition, "_mask_new", _nothing)]),
     "nowatchdog": ("the embed worker never re-reads the chain's end", lambda: [(Watchdog, "_check", _nothing)]),
+    "anyepoch": ("the embed worker's watchdog takes an acknowledgement for good, whoever leads the partition since", _anyepoch),
     "tarsweep": ("an archiver deletes tars that no manifest names yet, whoever wrote them", _tarsweep),
 }
-"""By the model's name (the last one is ours: the model has no archive): what is wrong, and what is replaced."""
+"""By the model's name (the last two are ours: the model has neither leaders of a log nor an archive): what is wrong, and what is replaced."""
 
 
 def _nothing(self: object, *arguments: object) -> None:
