@@ -44,10 +44,10 @@ def test_a_filled_topic_is_built_into_a_segment_of_all_its_rows() -> None:
 
 
 def test_the_bare_side_adds_all_rows_to_codes_and_refine_store() -> None:
-    quantizer, rows = Quantizer.open(generation(600, 1)), rows_of(500, 1).astype(np.float32)
+    quantizer, rows = Quantizer.open(generation(300, 1)), rows_of(500, 1).astype(np.float32)
     answer = add_once(quantizer, rows)
     assert answer["rows"] == 500 and answer["seconds"] > 0 and answer["cpu_seconds"] > 0
-    assert generation(600, 1) is generation(600, 1)
+    assert generation(300, 1) is generation(300, 1)
     assert isinstance(quantizer.new_refine_index(), faiss.IndexScalarQuantizer) and quantizer.codec.name == "ivf_pq64x8+sq8"
 
 

@@ -63,7 +63,7 @@ def site() -> Iterator[Site]:
     settings = load_settings(log_url="memory://", store_url="memory://", seal_rows=ROWS, embed_watchdog_seconds=0.05)
     engines = Engines(settings, MemoryLog(), MemoryStore())
     record = create_collection(engines, CollectionRequest("c", [field_record()], partitions=1))
-    with DecodePool(settings) as pool, Stream(engines, record, generation(600, 1), pool) as stream:
+    with DecodePool(settings) as pool, Stream(engines, record, generation(300, 1), pool) as stream:
         yield Site(engines, record, stream)
     engines.log.close()
 
