@@ -3,7 +3,7 @@
     python -m bench.checked_stream COLLECTION GENERATION        two lines on stdin for each portion, an answer to each
 
         begin on|off                from now on, CPU counts
-        end RECORDS ITEMS           wait until so many records are embedded and read back, so many items committed, in all: CPU-seconds since `begin`
+        end RECORDS ITEMS           wait until so many records are embedded and are there, so many items committed, in all: CPU-seconds since `begin`
 
 Whoever asks sends the portion between the two. The workers run all the time, so that what they do once, at a start, is in no portion. CPU is user and
 system time of the process (getrusage) and of its decoding children; it has one OpenMP thread, whose waiting would count as work.
@@ -107,7 +107,7 @@ class Stream:
         self._before = spent_seconds()
 
     def end(self, records: int, items: int) -> float:
-        """Wait until everything that was sent so far is embedded, read back and committed; CPU-seconds of the portion.
+        """Wait until everything that was sent so far is embedded, made sure of and committed; CPU-seconds of the portion.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class Stream:
         return run is not None and builder is not None and run.scan.chain.expected >= records and builder.manifest.rows >= items
 
     def _leave_out(self) -> None:
-        """What the watchdog did not read back in this portion it need not read in the next."""
+        """What the watchdog did not look at in this portion it need not look at in the next."""
         scan, end = self._embedder.runs[0].scan, self._engines.log.bounds(self._topic)[0].next_offset
         scan.vectors_offset = end
         if scan._reader is not None:

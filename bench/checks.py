@@ -112,7 +112,7 @@ SWITCHES: Sequence[Switch] = (
     Switch("indexer.publish:batch_headers", _batch_headers, "sha256 of a vectors batch, written"),
     Switch("indexer.partition_builder:decode_batch", _decode_batch, "sha256 of a vectors batch, read, and Arrow's lengths"),
     Switch("contracts.chain:Chain.accept", _accept, "the chain rule: incarnation, topic id, offsets"),
-    Switch("indexer.watchdog:Watchdog._check", _believe, "the watchdog, which reads back what was written"),
+    Switch("indexer.watchdog:Watchdog._check", _believe, "the watchdog, which makes sure of what was written"),
     Switch("indexer.seal:ledger_runs", lambda *_: [], "the ledger: a verdict for each item"),
     Switch("indexer.partition_builder:encode_ledger", lambda _: b"", "the ledger's bytes"),
     Switch("indexer.partition_builder:PartitionBuilder._upload", _upload, "settled puts, and the ledger's object"),

@@ -33,7 +33,7 @@ KINDS = {"cpu": PICTURES, "cpu_vectors": VECTORS, "cpu_blocks": BLOCKS}
 UNIT = "CPU-seconds per 1,000"
 TRAIN_ROWS = 65_536
 WATCHDOG_SECONDS = 0.5
-"""Instead of 5 s: a portion ends when the watchdog has read back all of it, as it does in a stream that goes on."""
+"""Instead of 5 s: a portion ends when the watchdog is sure of all of it, as it gets in a stream that goes on."""
 GENERATION_FILE = "generation"
 WARM_UP = "AB"
 
