@@ -36,10 +36,11 @@ from contracts.deletes import DeleteDelta, encode_delete_delta
 from contracts.engines import Engines
 from contracts.errors import UnavailableError
 from contracts.generation import Generation, encode_generation
-from contracts.manifest import Checkpoint, ObjectEntry, ReadManifest, SegmentEntry
+from contracts.manifest import Checkpoint, Manifest, ObjectEntry, ReadManifest, ReadVersion, SegmentEntry
 from contracts.object_keys import CollectionKeys
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, CodedPart, rows_schema, write_coded_part, write_rows_part
 from contracts.settings import load_settings
+from contracts.store import PutOutcome
 from contracts.vectors_batch import NOTICE_KEY, BatchItem, CommitNotice, batch_headers, batch_schema, build_batch, encode_batch, notice_headers
 from embedding.decode_pool import DecodePool
 from headwater.wiring import vector_field
@@ -77,11 +78,19 @@ class StoredSegment:
     part: CodedPart
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedCommit:
+    """The next manifest of a partition and its bytes, not stored yet."""
+
+    partition: int
+    manifest: Manifest
+    data: bytes
+
+
 @dataclass(slots=True)
 class _Chain:
-    """One partition's manifests, how far its media log would be, and up to where rows were committed or sent."""
+    """One partition's newest manifest, how far its media log would be, and up to where rows were committed or sent."""
 
-    manifests: ManifestChain
     read: ReadManifest
     next_offset: int = 0
     visible_offset: int = 0
@@ -119,7 +128,7 @@ class OwnRows:
         head = chain.head()
         if head is None:
             raise UnavailableError("the collection that was just made has no manifest", hint="run the tests of backends/catalog")
-        return _Chain(chain, head)
+        return _Chain(head)
 
     def store(
         self,
@@ -160,6 +169,10 @@ class OwnRows:
 
     def commit(self, partition: int, segments: Sequence[StoredSegment], deleted: Mapping[str, NDArray[np.int64]] | None = None) -> int:
         """Commit stored segments of a partition, and deleted rows by segment id; announce it, and give the manifest's version."""
+        return self.publish(self.prepare(partition, segments, deleted))
+
+    def prepare(self, partition: int, segments: Sequence[StoredSegment], deleted: Mapping[str, NDArray[np.int64]] | None = None) -> PreparedCommit:
+        """Do all of a commit that takes the interpreter; what follows builds upon it, and `publish` must come in the same order."""
         chain = self._chains[partition]
         if deleted:
             delta = DeleteDelta({name: BitMap(rows.tolist()) for name, rows in deleted.items()}, [])
@@ -177,10 +190,17 @@ class OwnRows:
             segments=(*chain.read.manifest.segments, *(segment.entry for segment in segments)),
             deletes=tuple(chain.deleted),
         )
-        created = chain.manifests.create(manifest)
-        if created is None:
-            raise UnavailableError("another writer took a manifest's version", hint="run it again")
-        chain.read = created
+        data = manifest.to_bytes()
+        chain.read = ReadVersion(manifest, data)
+        return PreparedCommit(partition, manifest, data)
+
+    def publish(self, prepared: PreparedCommit) -> int:
+        """Store a manifest and announce it; gives its version."""
+        partition, manifest = prepared.partition, prepared.manifest
+        outcome = self.engines.store.put_if_absent(self._keys.partition(partition).manifest(manifest.version), prepared.data)
+        if outcome is not PutOutcome.CREATED:
+            raise UnavailableError("a manifest could not be created", hint="run it again")
+        chain = self._chains[partition]
         chain.visible_offset = max(chain.visible_offset, manifest.checkpoint.media_offset)
         self._append(partition, NOTICE_KEY, None, notice_headers(CommitNotice(manifest.version, manifest.commit_id, manifest.incarnation)))
         return manifest.version

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
-from contracts import FORMAT_VERSION
+from contracts import FORMAT_VERSION, canonical_json
 from contracts.collection import Name, StoredModel, Ulid
-from contracts.errors import SettingsError
+from contracts.errors import CorruptError, SettingsError
 from contracts.footer_file import chunk_hashes
 from contracts.object_keys import validate_key
 
@@ -158,16 +159,47 @@ class ReadVersion(Generic[Chained]):
         The bytes as stored.
     """
 
-    __slots__ = ("manifest", "sha256")
+    __slots__ = ("_listed", "manifest", "sha256")
 
     def __init__(self, manifest: Chained, data: bytes) -> None:
         self.manifest = manifest
         self.sha256 = hashlib.sha256(data).hexdigest()
+        self._listed: dict[str, list[bytes]] | None = None  # made when a later version is read
 
     @staticmethod
-    def parse(model: type[Chained], data: bytes, where: str) -> ReadVersion[Chained]:
-        """Read stored bytes; CorruptError where they are no `model` of this format."""
-        return ReadVersion(model.from_bytes(data, where), data)
+    def parse(model: type[Chained], data: bytes, where: str, before: ReadVersion[Chained] | None = None) -> ReadVersion[Chained]:
+        """Read stored bytes; CorruptError where they are no `model` of this format.
+
+        A version lists mostly what the one `before` it lists. What stands there in the same bytes was checked then and is taken over as it is, so that
+        reading a commit costs as much as it brought, and not as much as there is.
+        """
+        read = None if before is None else before._later(model, data, where)
+        return ReadVersion(model.from_bytes(data, where), data) if read is None else read
+
+    def _later(self, model: type[Chained], data: bytes, where: str) -> ReadVersion[Chained] | None:
+        """A later version whose lists begin as ours; None where that is not plainly so, or where something is wrong with it."""
+        if b"\\" in data or len(data) > canonical_json.MAX_JSON_BYTES:  # without escapes a quote is part of no string: bytes tell where a list begins
+            return None
+        if self._listed is None:
+            self._listed = _listed(self.manifest, {})
+        cut, kept = data, dict[str, list[bytes]]()
+        for name, entries in self._listed.items():
+            marker = b'"%s":[' % name.encode()
+            start = cut.find(marker) + len(marker)
+            if start < len(marker) or cut.find(marker, start) >= 0:
+                return None
+            count, end = _common(entries, cut, start)
+            kept[name], cut = entries[:count], cut[:start] + cut[end:]
+        try:
+            rest = model.from_bytes(cut, where)
+            fields: dict[str, Any] = {name: getattr(rest, name) for name in model.model_fields}
+            for name, entries in kept.items():
+                fields[name] = (*getattr(self.manifest, name)[: len(entries)], *fields[name])
+            later = ReadVersion(model(**fields), data)
+        except (CorruptError, ValidationError):  # who reads it as a whole says where
+            return None
+        later._listed = _listed(later.manifest, kept)
+        return later
 
     def next(self, **changes: Any) -> Chained:
         """Return the version that would follow this one, with `changes` applied and `previous` set."""
@@ -176,6 +208,34 @@ class ReadVersion(Generic[Chained]):
         fields.update(changes)
         fields.update(version=self.manifest.version + 1, previous=Previous(version=self.manifest.version, sha256=self.sha256))
         return model(**fields)
+
+
+def _listed(manifest: ChainedModel, known: Mapping[str, list[bytes]]) -> dict[str, list[bytes]]:
+    """The bytes of all entries in the lists of a manifest that hold some; those of the first ones may be known."""
+    out: dict[str, list[bytes]] = {}
+    for name in type(manifest).model_fields:
+        value = getattr(manifest, name)
+        if isinstance(value, tuple) and value and isinstance(value[0], StoredModel):
+            first = known.get(name, [])
+            out[name] = first + [entry.to_bytes() for entry in value[len(first) :]]
+    return out
+
+
+def _common(entries: list[bytes], data: bytes, start: int) -> tuple[int, int]:
+    """How many of these entries a list begins with that lies at `start`, and where what it has beside them goes on."""
+    count, end, at = 0, start, start
+    for entry in entries:
+        if not data.startswith(entry, at):
+            break
+        at += len(entry)
+        following = data[at : at + 2]
+        if following[:1] == b"]":
+            return count + 1, at
+        if following != b",{":
+            break
+        at += 1
+        count, end = count + 1, at
+    return count, end
 
 
 ReadManifest = ReadVersion[Manifest]

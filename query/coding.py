@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,16 +84,20 @@ class Coder:
         self._wake.set()
 
     def _run(self) -> None:
+        next_rebuild = 0.0
         try:
             while not self._stopping:
                 self._wake.wait(LOOK_SECONDS)
                 self._wake.clear()
-                self.turn()
+                now = monotonic()
+                self.turn(may_rebuild=now >= next_rebuild)
+                if now >= next_rebuild:
+                    next_rebuild = now + LOOK_SECONDS
         except Exception as error:  # noqa: BLE001 - a mistake of ours; the role ends with it rather than serving ever slower answers
             self.failure = error
 
-    def turn(self) -> None:
-        """Do all work that there is."""
+    def turn(self, *, may_rebuild: bool = True) -> None:
+        """Do all work that there is; whether a rebuild pays takes a look at all rows, which is not worth it whenever a thousand of them came."""
         for partition in self._partitions.values():
             view = partition.view
             if view is not None:
@@ -102,7 +107,7 @@ class Coder:
                 index.catch_up()
             if not self._stopping and index.graph_due:
                 index.build_graph()
-            if not self._stopping:
+            if not self._stopping and may_rebuild:
                 self.rebuild(field, index)
 
     def rebuild(self, field: str, index: LogicalIndex, *, even_if_not_due: bool = False) -> None:

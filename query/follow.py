@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import inf
 
+from backends.catalog.manifests import NEWEST
 from contracts.attributes import parse_time
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
@@ -64,7 +65,8 @@ class ManifestFollower:
         self._engines, self._record, self._index = engines, record, index
         self._partitions, self._start_partition, self._on_swap = partitions, start_partition, on_swap
         self._loaders = {number: PartitionLoader(engines.store, record, index, number, segments, pool) for number in partitions}
-        self._wanted: set[int] = set(partitions)
+        self._wanted = dict.fromkeys(partitions, NEWEST)
+        """Partitions to be looked at, and up to which version: a commit that was told of needs no look for one behind it, which will be told of too."""
         self._retry_at: dict[int, float] = {}
         self._busy: set[int] = set()
         self._errors: dict[int, str] = {}
@@ -109,8 +111,12 @@ class ManifestFollower:
         if version and view is not None and view.loaded.version >= version:
             return
         with self._wake:
-            self._wanted.add(partition)
+            self._want((partition,), version or NEWEST)
             self._wake.notify_all()
+
+    def _want(self, partitions: Iterable[int], version: int) -> None:
+        for number in partitions:
+            self._wanted[number] = max(version, self._wanted.get(number, 0))
 
     def _run(self) -> None:
         try:
@@ -129,29 +135,29 @@ class ManifestFollower:
                 work = self._next_work(next_poll - now, polled)
                 if work is None:
                     return
-                for number in sorted(work):
-                    pool.submit(self._look, number)
+                for number, version in sorted(work.items()):
+                    pool.submit(self._look, number, version)
 
-    def _next_work(self, seconds: float, everything: bool) -> set[int] | None:
-        """Partitions to look at, waiting for some until the next poll or retry; None at the end."""
+    def _next_work(self, seconds: float, everything: bool) -> dict[int, int] | None:
+        """Partitions to look at and up to which version, waiting for some until the next poll or retry; None at the end."""
         with self._wake:
             if everything:
-                self._wanted |= set(self._partitions)
-            elif not self._wanted - self._busy and not self._stopping:
+                self._want(self._partitions, NEWEST)
+            elif not self._wanted.keys() - self._busy and not self._stopping:
                 until_retry = min(self._retry_at.values(), default=inf) - self._engines.clock.monotonic_seconds()
                 self._wake.wait(max(0.0, min(seconds, until_retry)))
             now = self._engines.clock.monotonic_seconds()
-            self._wanted |= {number for number, due in self._retry_at.items() if due <= now}
-            work = self._wanted - self._busy  # a partition that is being loaded is looked at again afterwards
-            self._wanted -= work
-            self._busy |= work
+            self._want((number for number, due in self._retry_at.items() if due <= now), NEWEST)
+            due_now = self._wanted.keys() - self._busy  # a partition that is being loaded is looked at again afterwards
+            work = {number: self._wanted.pop(number) for number in due_now}
+            self._busy |= due_now
             for number in work:
                 self._retry_at.pop(number, None)
             return None if self._stopping else work
 
-    def _look(self, number: int) -> None:
+    def _look(self, number: int, version: int) -> None:
         try:
-            self._load(number)
+            self._load(number, version)
         except Exception as error:  # noqa: BLE001 - as in `_run`
             self.failure = error
         finally:
@@ -159,12 +165,12 @@ class ManifestFollower:
                 self._busy.discard(number)
                 self._wake.notify_all()
 
-    def _load(self, number: int) -> None:
+    def _load(self, number: int, version: int) -> None:
         partition, name = self._partitions[number], self._record.name
         current = None if partition.view is None else partition.view.loaded
         whole = current is not None and current.complete  # then an answer that is whole but old is better than one that is new and has holes
         try:
-            loaded = self._loaders[number].load(current, None if whole else partial(self._progress, number))
+            loaded = self._loaders[number].load(current, None if whole else partial(self._progress, number), version)
         except CorruptError as error:
             logger.error("a manifest or segment is damaged; the old view is kept: %s", error, extra={"collection": name, "partition": number})
             self._engines.metrics.records.labels(name, "hot_load", "corrupt").inc()

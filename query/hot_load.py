@@ -14,7 +14,7 @@ from time import monotonic
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.catalog.manifests import ManifestChain
+from backends.catalog.manifests import NEWEST, ManifestChain
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.errors import SnapshotError, UnavailableError
 from contracts.log import Log
@@ -56,8 +56,10 @@ class PartitionLoader:
         keys = CollectionKeys(record.name, record.incarnation).index(index.name).partition(number)
         self._chain = ManifestChain(store, keys)
 
-    def load(self, current: LoadedManifest | None, on_progress: Callable[[LoadedManifest], None] | None = None) -> LoadedManifest | None:
-        """Load the newest manifest; None when `current` is the newest and complete.
+    def load(
+        self, current: LoadedManifest | None, on_progress: Callable[[LoadedManifest], None] | None = None, version: int = NEWEST
+    ) -> LoadedManifest | None:
+        """Load the newest manifest, or one that is at least `version`; None when `current` is that and complete.
 
         Parameters
         ----------
@@ -65,6 +67,8 @@ class PartitionLoader:
             What is loaded already.
         on_progress : callable, optional
             Told what there is so far, the newest segments first, while others are still being loaded.
+        version : int, optional
+            Known to be there; what may lie behind it is not looked for.
 
         Raises
         ------
@@ -77,18 +81,18 @@ class PartitionLoader:
         """
         for _ in range(SNAPSHOT_ATTEMPTS):
             try:
-                read = self._newest(current)
+                read = self._newest(current, version)
                 if current is not None and read.manifest.version <= current.version and current.complete:
                     return None
                 return self._load(read, current, on_progress)
             except SnapshotError as error:
-                gone = error
+                gone, version = error, NEWEST
         raise gone
 
-    def _newest(self, current: LoadedManifest | None) -> ReadManifest:
+    def _newest(self, current: LoadedManifest | None, version: int) -> ReadManifest:
         if current is not None:
             try:
-                return self._chain.follow(current.read)
+                return self._chain.follow(current.read, version)
             except SnapshotError:
                 pass  # our version was collected: only a listing tells what came after
         read = self._chain.head()

@@ -10,6 +10,7 @@ every step checks `previous`.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Generic, Protocol
 
@@ -20,6 +21,8 @@ from contracts.object_keys import PartitionKeys
 from contracts.store import ObjectStore, PutOutcome, StoredObject
 
 BOUNDARY_ATTEMPTS = 5
+NEWEST = sys.maxsize
+"""Above every version."""
 MOST_DIGITS = 20  # of a version in a key
 
 
@@ -67,16 +70,16 @@ class VersionChain(Generic[Chained]):
     def __init__(self, store: ObjectStore, keys: ChainKeys, model: type[Chained]) -> None:
         self.store, self.keys, self.model = store, keys, model
 
-    def read(self, version: int) -> ReadVersion[Chained] | None:
-        """One version, or None when there is no such object."""
-        return read_again(lambda: self._read(version))
+    def read(self, version: int, before: ReadVersion[Chained] | None = None) -> ReadVersion[Chained] | None:
+        """One version, or None when there is no such object; what it lists as an earlier one, `before`, is not checked again."""
+        return read_again(lambda: self._read(version, before))
 
-    def _read(self, version: int) -> ReadVersion[Chained] | None:
+    def _read(self, version: int, before: ReadVersion[Chained] | None) -> ReadVersion[Chained] | None:
         key = self.keys.manifest(version)
         found = self.store.get(key)
         if found is None:
             return None
-        read = ReadVersion.parse(self.model, found.data, key)
+        read = ReadVersion.parse(self.model, found.data, key, before)
         if read.manifest.version != version or read.manifest.partition != self.keys.partition:
             raise CorruptError(f"{key} says version {read.manifest.version} of partition {read.manifest.partition}")
         return read
@@ -121,9 +124,9 @@ class VersionChain(Generic[Chained]):
             if read is not None and newest > self.boundary():
                 return self.follow(read)
 
-    def follow(self, read: ReadVersion[Chained]) -> ReadVersion[Chained]:
-        """Walk from a known version to the newest one."""
-        while (following := self.next(read)) is not None:
+    def follow(self, read: ReadVersion[Chained], version: int = NEWEST) -> ReadVersion[Chained]:
+        """Walk from a known version to the newest one, or no farther than to one that is known to be there."""
+        while read.manifest.version < version and (following := self.next(read)) is not None:
             read = following
         return read
 
@@ -138,7 +141,7 @@ class VersionChain(Generic[Chained]):
             The next version does not name `read` as its `previous`.
         """
         version = read.manifest.version
-        following = self.read(version + 1)
+        following = self.read(version + 1, read)
         # Read after the manifest: a stalled writer may have created a collected number again, and it would look like a link of the chain.
         if (version if following is None else version + 1) <= self.boundary():
             raise SnapshotError(f"{self.keys.prefix}: version {version} was collected", hint="take the newest manifest")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -82,6 +83,60 @@ def test_each_version_names_the_bytes_of_the_one_before_and_keeps_what_was_not_c
         kept = {name for name in Manifest.model_fields if name not in {"version", "previous", "commit_id", *change}}
         assert all(getattr(following, name) == getattr(read.manifest, name) for name in kept)
         read = ReadManifest.parse(Manifest, following.to_bytes(), "here")
+
+
+def listed(numbers: Sequence[int]) -> dict[str, Any]:
+    """Lists of a manifest with entries of these numbers."""
+    ulids = [f"{number:026d}" for number in numbers]
+    return {
+        "segments": tuple(SEGMENT.model_copy(update={"segment_id": ulid}) for ulid in ulids),
+        "deletes": tuple(entry(f"deletes-{ulid}") for ulid in ulids[::2]),
+        "ledger": tuple(LedgerEntry(object=entry(f"ledger-{ulid}"), start_offset=0, next_offset=1) for ulid in ulids[1::2]),
+    }
+
+
+lists_of_numbers = st.lists(st.integers(0, 9), max_size=5)
+
+
+@given(st.lists(lists_of_numbers, min_size=1, max_size=4))
+def test_read_after_the_version_before_a_manifest_is_the_same_and_shares_what_both_list(each: list[list[int]]) -> None:
+    read = ReadManifest(FIRST, FIRST.to_bytes())
+    for numbers in each:
+        following = read.next(commit_id=ULID_B, **listed(numbers))
+        later = ReadManifest.parse(Manifest, following.to_bytes(), "here", read)
+        assert later.manifest == following and later.manifest.to_bytes() == following.to_bytes()
+        assert later.sha256 == ReadManifest.parse(Manifest, following.to_bytes(), "here").sha256
+        for before, after in zip(read.manifest.segments, later.manifest.segments, strict=False):
+            if before != after:
+                break
+            assert before is after, "it was checked again"
+        read = later
+
+
+@given(lists_of_numbers, lists_of_numbers, st.data())
+def test_damaged_bytes_are_read_after_the_version_before_as_they_are_alone(before: list[int], after: list[int], draw: st.DataObject) -> None:
+    read = ReadManifest(FIRST, FIRST.to_bytes())
+    read = ReadManifest.parse(Manifest, read.next(commit_id=ULID_A, **listed(before)).to_bytes(), "here")
+    data = bytearray(read.next(commit_id=ULID_B, **listed(before + after)).to_bytes())
+    for _ in range(draw.draw(st.integers(1, 2))):
+        kind, place = draw.draw(st.sampled_from(("change", "cut", "double", "comma", "list"))), draw.draw(st.integers(0, len(data) - 1))
+        if kind == "change":
+            data[place] = draw.draw(st.sampled_from(b'{}[],:"\\a0 '))
+        elif kind == "comma":
+            data[data.index(b"]") : data.index(b"]")] = b","
+        elif kind == "list":
+            data[1:1] = draw.draw(st.sampled_from((b'"segments":[],', b'"segments":[{}],', b'"more":{"segments":[]},')))
+        else:
+            stop = min(len(data), place + draw.draw(st.integers(1, 400)))
+            data[place:stop] = b"" if kind == "cut" else data[place:stop] * 2
+
+    def outcome(after: ReadManifest | None) -> object:
+        try:
+            return ReadManifest.parse(Manifest, bytes(data), "here", after).manifest
+        except CorruptError as error:
+            return str(error)
+
+    assert outcome(read) == outcome(None)
 
 
 def at(path: str, value: Any) -> bytes:

@@ -86,6 +86,34 @@ def test_a_commit_notice_alone_loads_the_new_segment(made: Writer, open_view: Op
     assert [part.rows for _, part in snapshot.parts] == [2, 0]
 
 
+def test_a_notice_costs_a_look_at_its_manifest_and_none_at_what_may_follow(made: Writer, open_view: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = open_view(made)
+    asked: list[str] = []
+    get = made.engines.store.get
+    monkeypatch.setattr(made.engines.store, "get", lambda key: asked.append(key) or get(key))
+    made.put("a")
+    made.commit()
+    made.put("b")
+    made.commit()
+    wait_until(lambda: version(view) == 3)
+    view._notice(0, 0)  # only a newer manifest can help: this one looks
+    wait_until(lambda: made.keys.manifest(4) in asked)
+    told = asked[: asked.index(made.keys.manifest(4))]
+    assert [key for key in told if key.startswith(made.keys.manifests_prefix)] == [made.keys.manifest(2), made.keys.manifest(3)]
+
+
+def test_a_notice_of_what_was_compacted_away_meanwhile_leads_to_the_newest_manifest(made: Writer, open_view: Open) -> None:
+    view = open_view(made)
+    made.put("a")
+    gone = made.commit(notice=False).manifest.segments[0]
+    made.compact(notice=False)
+    for part in gone.parts.values():
+        made.engines.store.delete(part.key)
+    view._notice(0, 2)
+    wait_until(lambda: version(view) == 3)
+    assert ids_of(view.snapshot()) == ["a"]
+
+
 def test_without_a_notice_the_poll_finds_the_new_manifest() -> None:
     made = writer(engines_for_test(query_poll_seconds=0.05))
     view = CollectionView(made.engines, made.record)
