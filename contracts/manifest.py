@@ -170,8 +170,8 @@ class ReadVersion(Generic[Chained]):
     def parse(model: type[Chained], data: bytes, where: str, before: ReadVersion[Chained] | None = None) -> ReadVersion[Chained]:
         """Read stored bytes; CorruptError where they are no `model` of this format.
 
-        A version lists mostly what the one `before` it lists. What stands there in the same bytes was checked then and is taken over as it is, so that
-        reading a commit costs as much as it brought, and not as much as there is.
+        A version lists mostly what the one `before` it lists. What stands there in the same bytes was checked then, and is taken over: reading a commit
+        costs as much as it brought, and not as much as there is.
         """
         read = None if before is None else before._later(model, data, where)
         return ReadVersion(model.from_bytes(data, where), data) if read is None else read

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from contracts.collection import CollectionRecord, IndexRecord
@@ -104,11 +105,20 @@ class CollectionView:
         self._error: HeadwaterError | None = None
 
     def _new_follower(self) -> ManifestFollower:
-        look, pool = self._coder.look, self._node.pool
-        return ManifestFollower(self._engines, self.record, self.index, self._partitions, self._segments, pool, self._tail.start_partition, look)
+        start, pool = self._tail.start_partition, self._node.pool
+        return ManifestFollower(self._engines, self.record, self.index, self._partitions, self._segments, pool, start, self._swapped)
 
     def _notice(self, partition: int, version: int) -> None:
         self._follower.notice(partition, version)
+
+    def _swapped(self) -> None:
+        """Make the row numbers of the newest views before the next question needs them; while a node starts, they are made for questions alone."""
+        if not self._follower.starting:
+            with suppress(UnavailableError):
+                snapshot = self.snapshot()
+                for each in self.index.fields:
+                    snapshot.numbers(each.name)
+        self._coder.look()
 
     def start(self) -> None:
         """Check identities and start loading; called again, it tries again where identities did not match.

@@ -66,7 +66,7 @@ class ManifestFollower:
         self._partitions, self._start_partition, self._on_swap = partitions, start_partition, on_swap
         self._loaders = {number: PartitionLoader(engines.store, record, index, number, segments, pool) for number in partitions}
         self._wanted = dict.fromkeys(partitions, NEWEST)
-        """Partitions to be looked at, and up to which version: a commit that was told of needs no look for one behind it, which will be told of too."""
+        """Partitions to be looked at, and up to which version: behind a commit that was told of nothing is looked for, it would be told of too."""
         self._retry_at: dict[int, float] = {}
         self._busy: set[int] = set()
         self._errors: dict[int, str] = {}
