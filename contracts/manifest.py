@@ -170,7 +170,7 @@ class ReadVersion(Generic[Chained]):
     def parse(model: type[Chained], data: bytes, where: str, before: ReadVersion[Chained] | None = None) -> ReadVersion[Chained]:
         """Read stored bytes; CorruptError where they are no `model` of this format.
 
-        A version lists mostly what the one `before` it lists. What stands there in the same bytes was checked then, and is taken over: reading a commit
+        A version lists mostly what the one `before` it lists. What stands there in the same bytes was checked and is taken over: reading a commit
         costs as much as it brought, and not as much as there is.
         """
         read = None if before is None else before._later(model, data, where)
@@ -178,7 +178,7 @@ class ReadVersion(Generic[Chained]):
 
     def _later(self, model: type[Chained], data: bytes, where: str) -> ReadVersion[Chained] | None:
         """A later version whose lists begin as ours; None where that is not plainly so, or where something is wrong with it."""
-        if b"\\" in data or len(data) > canonical_json.MAX_JSON_BYTES:  # without escapes a quote is part of no string: bytes tell where a list begins
+        if b"\\" in data or len(data) > canonical_json.MAX_JSON_BYTES:  # without escapes no string holds a quote: bytes tell where a list begins
             return None
         if self._listed is None:
             self._listed = _listed(self.manifest, {})

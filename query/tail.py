@@ -44,7 +44,10 @@ Bases = Callable[[Sequence[str]], Sequence[BaseRow | None]]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Newest version of an id in the tail: a row, or `NO_ROW` for a delete; `slot` is its place among the id hashes."""
+    """Newest version of an id in the tail: a row, or `NO_ROW` for a delete; `slot` is its place among the id hashes.
+
+    Both count on where a tail is cut, so that entries stay what they are.
+    """
 
     order: VersionOrder
     row: int
@@ -83,6 +86,15 @@ class Grown:
         self._array[self.rows : needed] = values
         self.rows = needed
 
+    def after(self, rows: int) -> Grown:
+        """What lies behind the first rows, which this one gives up writing to: in the same memory where at least half of that is still needed."""
+        rest = Grown(self._array.shape[1:], self._array.dtype)
+        if 2 * (self.rows - rows) >= len(self._array):
+            rest._array, rest.rows = self._array[rows:], self.rows - rows
+        else:
+            rest.append(self._array[rows : self.rows])
+        return rest
+
     def view(self) -> NDArray[np.generic]:
         """The rows so far, shape (rows, *width), without copying."""
         return self._array[: self.rows]
@@ -116,6 +128,7 @@ class Tail:
         self._codes: dict[str, TailCodes] = {}
         self._published = 0
         self._lowest_offset = 0
+        self._cut_rows, self._cut_slots = 0, 0
 
     @property
     def rows(self) -> int:
@@ -184,7 +197,7 @@ class Tail:
         entry = self.newest.get(item_id)
         if entry is None:
             return stored[item_id]
-        return None if entry.row == NO_ROW else self._base(entry.row)
+        return None if entry.row == NO_ROW else self._base(entry.row - self._cut_rows)
 
     def _base(self, row: int) -> BaseRow:
         at = row
@@ -199,8 +212,8 @@ class Tail:
         if not changed:
             return []
         with_row = sorted((change for change in changed.values() if change.op != "delete"), key=lambda change: change.at)
-        row_of = {change.at: self.rows + place for place, change in enumerate(with_row)}
-        slot = self._hashes.rows
+        row_of = {change.at: self._cut_rows + self.rows + place for place, change in enumerate(with_row)}
+        slot = self._cut_slots + self._hashes.rows
         entries = {
             item_id: Entry(change.order, row_of.get(change.at, NO_ROW), slot + place) for place, (item_id, change) in enumerate(changed.items())
         }
@@ -211,7 +224,9 @@ class Tail:
             self._append_rows(chosen, made, patcher)
         self._hashes.append(id_hashes(list(changed)))
         self._live.append(np.ones(len(with_row), np.bool_))
-        replaced = [before.row for item_id in changed if (before := self.newest.get(item_id)) is not None and before.row != NO_ROW]
+        replaced = [
+            before.row - self._cut_rows for item_id in changed if (before := self.newest.get(item_id)) is not None and before.row != NO_ROW
+        ]
         if replaced:
             if min(replaced) < self._published:
                 self._live.unshare()
@@ -255,7 +270,7 @@ class Tail:
 
     def hashes(self, entries: Sequence[Entry]) -> NDArray[np.uint64]:
         """Id hashes of entries, shape (n, 2)."""
-        found: NDArray[np.uint64] = self._hashes.view()[[entry.slot for entry in entries]].reshape(-1, 2)  # type: ignore[assignment]
+        found: NDArray[np.uint64] = self._hashes.view()[[entry.slot - self._cut_slots for entry in entries]].reshape(-1, 2)  # type: ignore[assignment]
         return found
 
     def part(self) -> Part:
@@ -274,7 +289,7 @@ class Tail:
     def _newest_row(self, item_id: str) -> int | None:
         """Row of an id's newest entry (`NO_ROW` for a delete), or None; ids are never forgotten, so None holds for every earlier part too."""
         entry = self.newest.get(item_id)
-        return None if entry is None else entry.row
+        return None if entry is None else NO_ROW if entry.row == NO_ROW else entry.row - self._cut_rows
 
     def trimmed(self, media_offset: int) -> Tail:
         """A tail of what lies at or above a media offset: a new one, or this one where that is all of it."""
@@ -282,18 +297,17 @@ class Tail:
             return self
         cut = int(np.searchsorted(self._columns["offsets"].view(), media_offset))
         out = Tail(self._index, self._attributes)
-        kept = [(item_id, entry) for item_id, entry in self.newest.items() if entry.order.own_offset >= media_offset]
-        out._hashes.append(self.hashes([entry for _, entry in kept]))
-        out.newest = {
-            item_id: Entry(entry.order, entry.row if entry.row == NO_ROW else entry.row - cut, slot) for slot, (item_id, entry) in enumerate(kept)
-        }
-        out._lowest_offset = min((entry.order.own_offset for _, entry in kept), default=0)
+        out.newest = {item_id: entry for item_id, entry in self.newest.items() if entry.order.own_offset >= media_offset}
+        out._cut_rows = self._cut_rows + cut
+        out._cut_slots = min((entry.slot for entry in out.newest.values()), default=self._cut_slots + self._hashes.rows)
+        out._hashes.append(self._hashes.view()[out._cut_slots - self._cut_slots :])
+        out._lowest_offset = min((entry.order.own_offset for entry in out.newest.values()), default=0)
         out._batches = _cut_batches(self._batches, cut)
         out._ids = list(map(_texts, out._batches))
-        pairs = [(self._columns, out._columns), (self._matrices, out._matrices), (self._present, out._present)]
-        for mine, theirs in pairs:
+        for mine, theirs in ((self._columns, out._columns), (self._present, out._present)):
             for name, grown in mine.items():
                 theirs[name].append(grown.view()[cut:])
+        out._matrices = {name: grown.after(cut) for name, grown in self._matrices.items()}
         out._live.append(self._live.view()[cut:])
         out._codes = {name: codes.trimmed(cut) for name, codes in self._codes.items() if codes.rows >= cut}
         return out
