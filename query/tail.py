@@ -224,9 +224,7 @@ class Tail:
             self._append_rows(chosen, made, patcher)
         self._hashes.append(id_hashes(list(changed)))
         self._live.append(np.ones(len(with_row), np.bool_))
-        replaced = [
-            before.row - self._cut_rows for item_id in changed if (before := self.newest.get(item_id)) is not None and before.row != NO_ROW
-        ]
+        replaced = [before.row - self._cut_rows for item_id in changed if (before := self.newest.get(item_id)) is not None and before.row != NO_ROW]
         if replaced:
             if min(replaced) < self._published:
                 self._live.unshare()
