@@ -32,9 +32,13 @@ class StoredModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    def to_line(self) -> bytes:
+        """Canonical JSON of this record, or of this part of one."""
+        return canonical_json.dump(self.model_dump(mode="json"))
+
     def to_bytes(self) -> bytes:
-        """Canonical JSON of this record, and its hash (`contracts.hashed_json`)."""
-        return with_hash(canonical_json.dump(self.model_dump(mode="json")))
+        """What is stored: the line, and its hash (`contracts.hashed_json`)."""
+        return with_hash(self.to_line())
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Any:
@@ -43,9 +47,19 @@ class StoredModel(BaseModel):
         Raises
         ------
         CorruptError
-            Not what was written, or not the JSON of a record of this format version (types are strict: a number in quotes is no number).
+            Not what was written, or as `from_line`.
         """
-        line = without_hash(data, where)
+        return cls.from_line(without_hash(data, where), where)
+
+    @classmethod
+    def from_line(cls, line: bytes, where: str) -> Any:
+        """Parse canonical JSON whose hash was compared.
+
+        Raises
+        ------
+        CorruptError
+            Not the JSON of a record of this format version (types are strict: a number in quotes is no number).
+        """
         try:
             value = canonical_json.load(line)
         except ValueError as error:

@@ -19,6 +19,7 @@ from contracts import FORMAT_VERSION, canonical_json
 from contracts.collection import Name, StoredModel, Ulid
 from contracts.errors import CorruptError, SettingsError
 from contracts.footer_file import chunk_hashes
+from contracts.hashed_json import without_hash
 from contracts.object_keys import validate_key
 
 MAX_OFFSET = 2**63 - 1
@@ -173,16 +174,17 @@ class ReadVersion(Generic[Chained]):
         A version lists mostly what the one `before` it lists. What stands there in the same bytes was checked and is taken over: reading a commit
         costs as much as it brought, and not as much as there is.
         """
-        read = None if before is None else before._later(model, data, where)
-        return ReadVersion(model.from_bytes(data, where), data) if read is None else read
+        line = without_hash(data, where)
+        read = None if before is None else before._later(model, line, data, where)
+        return ReadVersion(model.from_line(line, where), data) if read is None else read
 
-    def _later(self, model: type[Chained], data: bytes, where: str) -> ReadVersion[Chained] | None:
+    def _later(self, model: type[Chained], line: bytes, data: bytes, where: str) -> ReadVersion[Chained] | None:
         """A later version whose lists begin as ours; None where that is not plainly so, or where something is wrong with it."""
-        if b"\\" in data or len(data) > canonical_json.MAX_JSON_BYTES:  # without escapes no string holds a quote: bytes tell where a list begins
+        if b"\\" in line or len(line) > canonical_json.MAX_JSON_BYTES:  # without escapes no string holds a quote: bytes tell where a list begins
             return None
         if self._listed is None:
             self._listed = _listed(self.manifest, {})
-        cut, kept = data, dict[str, list[bytes]]()
+        cut, kept = line, dict[str, list[bytes]]()
         for name, entries in self._listed.items():
             marker = b'"%s":[' % name.encode()
             start = cut.find(marker) + len(marker)
@@ -191,7 +193,7 @@ class ReadVersion(Generic[Chained]):
             count, end = _common(entries, cut, start)
             kept[name], cut = entries[:count], cut[:start] + cut[end:]
         try:
-            rest = model.from_bytes(cut, where)
+            rest = model.from_line(cut, where)
             fields: dict[str, Any] = {name: getattr(rest, name) for name in model.model_fields}
             for name, entries in kept.items():
                 fields[name] = (*getattr(self.manifest, name)[: len(entries)], *fields[name])
@@ -217,7 +219,7 @@ def _listed(manifest: ChainedModel, known: Mapping[str, list[bytes]]) -> dict[st
         value = getattr(manifest, name)
         if isinstance(value, tuple) and value and isinstance(value[0], StoredModel):
             first = known.get(name, [])
-            out[name] = first + [entry.to_bytes() for entry in value[len(first) :]]
+            out[name] = first + [entry.to_line() for entry in value[len(first) :]]
     return out
 
 

@@ -117,7 +117,7 @@ def test_read_after_the_version_before_a_manifest_is_the_same_and_shares_what_bo
 def test_damaged_bytes_are_read_after_the_version_before_as_they_are_alone(before: list[int], after: list[int], draw: st.DataObject) -> None:
     read = ReadManifest(FIRST, FIRST.to_bytes())
     read = ReadManifest.parse(Manifest, read.next(commit_id=ULID_A, **listed(before)).to_bytes(), "here")
-    data = bytearray(read.next(commit_id=ULID_B, **listed(before + after)).to_bytes())
+    data = bytearray(read.next(commit_id=ULID_B, **listed(before + after)).to_line())
     for _ in range(draw.draw(st.integers(1, 2))):
         kind, place = draw.draw(st.sampled_from(("change", "cut", "double", "comma", "list"))), draw.draw(st.integers(0, len(data) - 1))
         if kind == "change":
@@ -132,7 +132,7 @@ def test_damaged_bytes_are_read_after_the_version_before_as_they_are_alone(befor
 
     def outcome(after: ReadManifest | None) -> object:
         try:
-            return ReadManifest.parse(Manifest, bytes(data), "here", after).manifest
+            return ReadManifest.parse(Manifest, with_hash(bytes(data)), "here", after).manifest
         except CorruptError as error:
             return str(error)
 
