@@ -230,20 +230,22 @@ class FolderStore:
             descriptor, found = opened
             return self._read(descriptor, start, max(0, min(length, found.st_size - start)), key)
 
-    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
-        """The object's bytes in order, at most `block_bytes` at a time; None when there is no object."""
-        reading = self._blocks(key, block_bytes)
+    def blocks(self, key: str, block_bytes: int, start: int = 0, length: int | None = None) -> Iterator[bytes] | None:
+        """The object's bytes from `start` on in order, at most `block_bytes` at a time; None when there is no object."""
+        check_range(start, length or 0)
+        reading = self._blocks(key, block_bytes, start, length)
         return None if next(reading, None) is None else reading
 
-    def _blocks(self, key: str, block_bytes: int) -> Iterator[bytes]:
+    def _blocks(self, key: str, block_bytes: int, start: int, length: int | None) -> Iterator[bytes]:
         """First nothing, once the file is open, then its blocks."""
         with self._opened(key) as opened:
             if opened is None:
                 return
             yield b""
             descriptor, size_bytes = opened[0], opened[1].st_size
-            for start in range(0, size_bytes, block_bytes):
-                yield self._read(descriptor, start, min(block_bytes, size_bytes - start), key)
+            stop = size_bytes if length is None else min(size_bytes, start + length)
+            for at in range(start, stop, block_bytes):
+                yield self._read(descriptor, at, min(block_bytes, stop - at), key)
 
     def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
         """Refuse: a folder has no buckets."""

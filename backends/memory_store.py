@@ -63,10 +63,14 @@ class MemoryStore:
         found = self._objects.get(validate_key(key))
         return None if found is None else found[0][start : start + length]
 
-    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
-        """The object's bytes in order, at most `block_bytes` at a time; None when there is no object."""
+    def blocks(self, key: str, block_bytes: int, start: int = 0, length: int | None = None) -> Iterator[bytes] | None:
+        """The object's bytes from `start` on in order, at most `block_bytes` at a time; None when there is no object."""
+        check_range(start, length or 0)
         found = self.get(key)
-        return None if found is None else (found.data[start : start + block_bytes] for start in range(0, len(found.data), block_bytes))
+        if found is None:
+            return None
+        stop = len(found.data) if length is None else min(len(found.data), start + length)
+        return (found.data[at : min(at + block_bytes, stop)] for at in range(start, stop, block_bytes))
 
     def get_from_bucket(self, bucket: str, name: str, version_id: str | None, most_bytes: int) -> BucketObject | None:
         """Up to `most_bytes` of an object of the store ``memory://BUCKET``; it keeps no versions."""

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 from minio import Minio
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
-from urllib3.response import BaseHTTPResponse
+from urllib3.response import BaseHTTPResponse, HTTPResponse
 
 from backends.s3_answers import CREDENTIAL_CODES, AnswerError, AnswerPool, no_answer, refusal, tls_context
 from backends.store_rules import check_prefix, check_range, prove_conditions
@@ -168,20 +168,24 @@ class S3Store:
             return None
         return response.data if response.status == 206 else response.data[start : start + length]
 
-    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
-        """The object's bytes in order, at most `block_bytes` at a time, of one answer; None when there is no object."""
-        reading = self._blocks(validate_key(key), block_bytes)
+    def blocks(self, key: str, block_bytes: int, start: int = 0, length: int | None = None) -> Iterator[bytes] | None:
+        """The object's bytes from `start` on in order, at most `block_bytes` at a time, of one answer; None when there is no object."""
+        check_range(start, length or 0)
+        if length == 0:  # a Range header cannot say nothing
+            return None if self.head(key) is None else iter(())
+        stop = None if length is None else start + length
+        reading = self._blocks(validate_key(key), block_bytes, start, stop)
         return None if next(reading, None) is None else reading
 
-    def _blocks(self, key: str, block_bytes: int) -> Iterator[bytes]:
+    def _blocks(self, key: str, block_bytes: int, at: int, stop: int | None) -> Iterator[bytes]:
         """First nothing, once the object is there, then its blocks; where a transfer breaks off, the rest is asked for."""
-        given, broken = 0, 0
-        while (response := self._repeat("get", lambda start=given: self._open_body(key, start))) is not None:  # type: ignore[misc]
+        broken = 0
+        while at != stop and (response := self._repeat("get", lambda start=at: self._open_body(key, start, stop))) is not None:  # type: ignore[misc]
             if not broken:
                 yield b""
             try:
                 for block in response.stream(block_bytes, decode_content=False):
-                    given += len(block)
+                    at += len(block)
                     yield block
                 return
             except (HTTPError, OSError) as error:
@@ -192,10 +196,15 @@ class S3Store:
             finally:
                 response.close()  # of a body that was read to its end, the connection is back in the pool already
 
-    def _open_body(self, key: str, start: int) -> BaseHTTPResponse | None:
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        found = self._found("GET", key, headers, preload_content=False)
-        if found is not None and start and found.status != 206:
+    def _open_body(self, key: str, start: int, stop: int | None) -> BaseHTTPResponse | None:
+        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+        try:
+            found = self._found("GET", key, headers, preload_content=False)
+        except AnswerError as answer:
+            if answer.status == 416:  # the range begins at or behind the object's end: there is an object, and nothing of it
+                return HTTPResponse(b"", status=416)
+            raise
+        if found is not None and headers and found.status != 206:
             found.close()
             raise HTTPError("the whole object came instead of its rest")
         return found

@@ -111,10 +111,10 @@ class MeteredStore:
         self._count("get_range", "missing" if found is None else "ok")
         return found
 
-    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
-        """The object's bytes in order, at most `block_bytes` at a time; one count for the whole object, at its end."""
+    def blocks(self, key: str, block_bytes: int, start: int = 0, length: int | None = None) -> Iterator[bytes] | None:
+        """The object's bytes from `start` on in order, at most `block_bytes` at a time; one count for all of them, at their end."""
         try:
-            found = self._store.blocks(key, block_bytes)
+            found = self._store.blocks(key, block_bytes, start, length)
         except HeadwaterError as error:
             self._failed("get", error)
             raise

@@ -46,7 +46,8 @@ SEARCHABLE_SECONDS, INDEXED_SECONDS = 1800.0, 900.0
 class Prepared:
     """The index: `minutes` until everything is searchable and indexed, memory of each role, and the answers to the queries.
 
-    `recalls` are the share of the 10 true neighbours found by each query, `latencies` its seconds over HTTP.
+    `queries`, shape (q, d), have the true neighbours `truth`, shape (q, `LIMIT`); `recalls` are the share of these found by each query,
+    `latencies` its seconds over HTTP.
     """
 
     place: Place
@@ -57,7 +58,8 @@ class Prepared:
     recalls: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
-    query: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    queries: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    truth: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     def manifests(self) -> list[Manifest]:
         """The newest manifest of each partition."""
@@ -108,7 +110,7 @@ def _prepared(bench: Bench) -> Iterator[Prepared]:
             matrix = rows_of(rows, bench.seed)
             queries = generated_rows(bench.seed).queries(bench.length("E2E", "queries"))
             truth = nearest(matrix, queries)
-        made.query = queries[0]
+        made.queries, made.truth = queries, truth
         with place.running():
             _fill(bench, made, matrix)
             _ask(bench, made, queries, truth)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import urllib3
 
 from bench.frame import Bench, Goal, Outcome
-from bench.intervals import abba, percentile, ratio
+from bench.intervals import abba, mean, percentile, ratio
 from bench.places import stack_values
 from bench.prepared import LIMIT, Prepared, PreparedIndex
 from bench.processes import BenchProcess, free_port, memory_mib, module_command
@@ -34,11 +35,18 @@ FIRST_PAUSE_SECONDS, PAUSE_SECONDS = 0.005, 0.02
 
 @dataclass(slots=True)
 class Found:
-    """Seconds of each measurement."""
+    """Seconds of each measurement: `local` until every byte is on disk, `pending` of each answer before that which is from all rows.
+
+    `pending_recalls` are the shares of true neighbours in those answers, `local_recalls` those of the same queries afterwards.
+    """
 
     started: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
+    local: list[float] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)
+    pending_recalls: list[float] = field(default_factory=list)
+    local_recalls: list[float] = field(default_factory=list)
     raw: list[float] = field(default_factory=list)
     raw_whole: list[float] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +86,12 @@ class ColdStart:
             "cold_seconds": percentile(found.whole, 50, "seconds", bench.seed),
             "get_seconds": percentile(found.raw, 50, "seconds", bench.seed),
             "get_whole_seconds": percentile(found.raw_whole, 50, "seconds", bench.seed),
+            "all_local_seconds": percentile(found.local, 50, "seconds", bench.seed),
         }
+        for percent in (50, 99) if found.pending else ():
+            modes[f"pending_p{percent}"] = percentile(found.pending, percent, "seconds", bench.seed)
+        modes["pending_recall"] = mean(found.pending_recalls, "recall@10", bench.seed)
+        modes["local_recall"] = mean(found.local_recalls, "recall@10", bench.seed)
         return Outcome(modes, _notes(made, pairs) | found.notes | {"interpreter_seconds": [round(seconds, 2) for seconds in found.started]})
 
 
@@ -102,44 +115,89 @@ def measure_cold(made: Prepared, number: int, found: Found) -> None:
         asker = Asker(int(values["query_port"]), made)
         begin = time.perf_counter()
         node.ask("go")
-        _wait(node, asker, lambda now: len(now.versions) == made.record.partitions, begin, FIRST_PAUSE_SECONDS)
+        _wait(node, asker, lambda told: len(told.freshness.versions) == made.record.partitions, begin, FIRST_PAUSE_SECONDS)
         found.first.append(time.perf_counter() - begin)
-        _wait(node, asker, lambda now: now.coverage == 1.0, begin, PAUSE_SECONDS)
+        answers = [_wait(node, asker, lambda told: told.freshness.coverage == 1.0, begin, PAUSE_SECONDS)]
         found.whole.append(time.perf_counter() - begin)
+        answers += _ask_on(asker, found)
+        found.local.append(time.perf_counter() - begin)
+        found.pending_recalls += [told.recall(made) for told in answers]
+        found.local_recalls += [asker.ask(told.number).recall(made) for told in answers]
         asker.close()
         found.notes["node_memory_mib"] = memory_mib(node.pid)
         found.notes["cached_bytes"] = sum(path.stat().st_size for path in Path(values["cache_dir"]).rglob("*") if path.is_file())
     shutil.rmtree(values["cache_dir"])  # else the page cache would fill with the files of all turns
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What was answered to query `number`: from what, and the ids."""
+
+    number: int
+    freshness: Freshness = Freshness()
+    ids: tuple[int, ...] = ()
+
+    def recall(self, made: Prepared) -> float:
+        """Share of the true neighbours."""
+        return float(np.isin(made.truth[self.number], self.ids).mean())
+
+
 class Asker:
-    """Asks one search again and again, at once: the Python client would wait a second where the service says that it is loading."""
+    """Asks at once, again and again: the Python client would wait a second where the service says that it is loading."""
 
     def __init__(self, port: int, made: Prepared) -> None:
         self._pool = urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=1, retries=False, timeout=10.0)
-        self._path = f"/collections/{quote(made.record.name, safe='')}/points/query"
-        self._body = json.dumps({"query": made.query.tolist(), "limit": LIMIT}).encode()
+        self._name = made.record.name
+        self._path = f"/collections/{quote(self._name, safe='')}/points/query"
+        self._bodies = [json.dumps({"query": query.tolist(), "limit": LIMIT}).encode() for query in made.queries]
 
-    def ask(self) -> Freshness:
-        """From what the service answers; from nothing where it does not yet."""
+    @property
+    def queries(self) -> int:
+        """How many there are."""
+        return len(self._bodies)
+
+    def ask(self, number: int) -> Told:
+        """What the service answers to a query; nothing where it does not yet."""
         try:
-            answer = self._pool.request("POST", self._path, body=self._body, headers={"content-type": "application/json"})
+            answer = self._pool.request("POST", self._path, body=self._bodies[number], headers={"content-type": "application/json"})
         except urllib3.exceptions.HTTPError:  # nobody listens
-            return Freshness()
-        return Freshness.of(answer.json()["freshness"]) if answer.status == 200 else Freshness()
+            return Told(number)
+        if answer.status != 200:
+            return Told(number)
+        body = answer.json()
+        return Told(number, Freshness.of(body["freshness"]), tuple(int(point["id"]) for point in body["result"]["points"]))
+
+    def pending_bytes(self) -> int:
+        """Bytes that the node still reads from the store."""
+        return int(self._pool.request("GET", "/readyz").json()["collections"][self._name]["pending_bytes"])
 
     def close(self) -> None:
         """Let go of the connection."""
         self._pool.close()
 
 
-def _wait(node: BenchProcess, asker: Asker, is_enough: Callable[[Freshness], bool], begin: float, pause_seconds: float) -> None:
-    """Search until an answer comes from enough of the index."""
-    while not is_enough(asker.ask()):
+def _wait(node: BenchProcess, asker: Asker, is_enough: Callable[[Told], bool], begin: float, pause_seconds: float) -> Told:
+    """Ask the first query until an answer comes from enough of the index."""
+    while not is_enough(told := asker.ask(0)):
         node.check()
         if time.perf_counter() - begin > LIMIT_SECONDS:
             raise UnavailableError(f"a node did not serve everything in {LIMIT_SECONDS:g} s", hint=f"look at {node.log_path}")
         time.sleep(pause_seconds)
+    return told
+
+
+def _ask_on(asker: Asker, found: Found) -> list[Told]:
+    """Ask other queries until every byte is on disk; all of them must be answered from all rows."""
+    answers: list[Told] = []
+    while asker.pending_bytes():
+        begin = time.perf_counter()
+        told = asker.ask(1 + len(answers) % (asker.queries - 1))
+        found.pending.append(time.perf_counter() - begin)
+        if told.freshness.coverage != 1.0:
+            raise UnavailableError("a node that had answered from all rows did not do so again", hint="look at its log")
+        answers.append(told)
+        time.sleep(PAUSE_SECONDS)
+    return answers
 
 
 def measure_raw(made: Prepared, number: int, found: Found) -> None:

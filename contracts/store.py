@@ -75,8 +75,10 @@ class ObjectStore(Protocol):
         """Up to `length` bytes from `start`; shorter only at the object's end; None when there is no object."""
         ...
 
-    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
+    def blocks(self, key: str, block_bytes: int, start: int = 0, length: int | None = None) -> Iterator[bytes] | None:
         """The object's bytes in order, at most `block_bytes` at a time, by one request; None when there is no object.
+
+        From `start` on, and no more than `length`; fewer only at the object's end.
 
         What was read and dropped is never in memory as a whole. A transfer that breaks off goes on behind the last byte that was given; whether the
         blocks make up the object that was meant is for the caller to check, by its hash.

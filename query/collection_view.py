@@ -176,7 +176,11 @@ class CollectionView:
             errors.setdefault(str(number), "the next record of the vectors topic cannot be read; an older state is served")
         if self._error is not None:
             errors["collection"] = str(self._error)
-        return {"ready": self.ready, "coverage": coverage, "errors": errors}
+        coming = [file for view in views for segment in view.loaded.segments.values() for file in segment.coming]
+        for file in coming:
+            if file.error is not None:
+                errors.setdefault("refine codes", str(file.error))
+        return {"ready": self.ready, "coverage": coverage, "pending_bytes": sum(file.missing_bytes for file in coming), "errors": errors}
 
     def snapshot(self) -> CollectionSnapshot:
         """Pin the newest views.
@@ -241,6 +245,7 @@ class CollectionView:
         """
         if not self._started:
             return
+        self._fill()
         heads = {partition: held.next_offset for partition, held in self._engines.log.bounds(self.record.source_topic).items()}
         now = self._engines.clock.monotonic_seconds()
         self._staleness.observe(heads, now)
@@ -252,6 +257,13 @@ class CollectionView:
         expected = snapshot.expected
         self._staleness.forget(expected)
         self._set_gauges(snapshot, self._staleness.seconds(expected, now), self._staleness.records(expected))
+
+    def _fill(self) -> None:
+        """Go on with files of which something is missing, where the store did not give it."""
+        for partition in self._partitions.values():
+            for segment in () if partition.view is None else partition.view.loaded.segments.values():
+                for file in segment.coming:
+                    file.fill(self._node.pool)
 
     def _set_gauges(self, snapshot: CollectionSnapshot, staleness_seconds: float, lag: Mapping[int, int]) -> None:
         metrics, name = self._engines.metrics, self.record.name
@@ -275,6 +287,7 @@ class CollectionView:
             metrics.index_bytes.labels(name, tier).set(sum(size[tier] for size in sizes))
         metrics.index_bytes.labels(name, "mapped").set(sum(column.mapped_bytes for column in columns))
         metrics.index_bytes.labels(name, "filters").set(filter_bytes)
+        metrics.index_bytes.labels(name, "pending").set(sum(segment.missing_bytes for segment in segments))
         self._set_recall(snapshot)
 
     def _set_recall(self, snapshot: CollectionSnapshot) -> None:

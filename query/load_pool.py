@@ -1,7 +1,8 @@
 """The threads that load segments: of all partitions and collections of a node, the newest segment of each first.
 
 A partition that has nothing yet answers as soon as its first segment is there. Therefore that work has rank 0, and nothing else is begun while some
-of it is under way: beside it, others would take their share of network and processors, and the first answer would come as late as theirs.
+of it is under way: beside it, others would take their share of network and processors, and the first answer would come as late as theirs. What a
+search waits for has that rank, too.
 
 Takes: work with a rank. Gives: futures. Owns: the threads and the order. Never: lets one partition's hundred segments go before another's first.
 """
@@ -9,6 +10,7 @@ Takes: work with a rank. Gives: futures. Owns: the threads and the order. Never:
 from __future__ import annotations
 
 import heapq
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +18,11 @@ from itertools import count
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+FIRST = 0
+"""The rank of what a first answer, or a search, waits for."""
+LAST = sys.maxsize
+"""The rank of what nobody waits for."""
 
 
 class LoadPool:

@@ -19,11 +19,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from contracts.chain import BatchSpan, Chain
 from contracts.collection import CollectionRecord, IndexRecord
-from contracts.errors import CorruptError
+from contracts.errors import HeadwaterError
 from contracts.item import VersionOrder, id_hash, id_hashes
 from contracts.log import LogRecord
 from contracts.media_patch import BaseRow
@@ -87,6 +89,8 @@ class Partition:
         ------
         CorruptError
             The record is damaged; the state is as before, and the record comes again after a seek.
+        UnavailableError
+            A patch needs the vector of a row whose refine code is not here yet and cannot be had now; the state is as before. SnapshotError as well.
         """
         if record.offset < self._vectors_offset:  # behind a checkpoint that a manifest brought: must not meet the newer `expected`
             return None
@@ -100,6 +104,8 @@ class Partition:
     def _take_batch(self, record: LogRecord, span: BatchSpan) -> list[int] | None:
         # decoded before the lock is taken, so that a swap need not wait; the rule itself is applied under it
         batch = decode_batch(record, self._schema) if self._covers(span) else None
+        if batch is not None:
+            self._bring_bases(batch)
         with self._lock:
             if record.offset < self._vectors_offset or not self._reads_tail:
                 return None
@@ -109,7 +115,7 @@ class Partition:
                 try:
                     batch = decode_batch(record, self._schema) if batch is None else batch
                     changed = self._tail.apply(batch, accepted, self._loses, self._bases, f"{record.topic}/{record.partition}/{record.offset}")
-                except CorruptError:
+                except HeadwaterError:
                     self._chain.expected = before
                     raise
                 self._mask(changed)
@@ -118,6 +124,18 @@ class Partition:
                 return None
             self._publish()
         return newest_time_us(batch, "produced_at")
+
+    def _bring_bases(self, batch: pa.RecordBatch) -> None:
+        """Let the vectors that a batch's patches build on come, where they are not here yet: nobody waits for a store under the lock."""
+        loaded = self._loaded
+        coming = [] if loaded is None else [segment for segment in loaded.segments.values() if segment.missing_bytes]
+        patched = batch.filter(pc.equal(batch.column("op"), "patch")).column("id").drop_null().to_pylist() if coming else []
+        if patched:
+            hashes = id_hashes(patched)
+            for segment in coming:
+                for row in segment.ids.find(hashes):
+                    for column in segment.vectors.values() if row >= 0 else ():
+                        column.vector(int(row))
 
     def _covers(self, span: BatchSpan) -> bool:
         return (span.incarnation, span.topic_id) == (self._chain.incarnation, self._chain.topic_id) and (

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from contracts.item import VersionOrder, version_order
 from query.filter_index import FilterIndex
 from query.texts import JoinedTexts, Texts
-from vectors.logical_index import Lease, LogicalIndex
+from vectors.absent_refine import Lease
+from vectors.logical_index import LogicalIndex
 
 TAIL = "tail"
 """Name of the part that no segment holds yet."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import logging
 import math
@@ -25,9 +26,10 @@ from itertools import count
 from pathlib import Path
 
 from backends.catalog.objects import read_again
-from contracts.errors import CorruptError, SnapshotError, UnavailableError
+from contracts.errors import CorruptError, SnapshotError
 from contracts.manifest import ObjectEntry
 from contracts.store import ObjectStore
+from query.partial_file import PartialFile, is_abandoned, unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +37,11 @@ BLOCK_BYTES = 512 * 1024
 """Read, hashed and written before the next is read: what lies in the processor's cache is neither fetched from memory again, nor is memory asked for
 anew, which took a third of a download's time when blocks had 8 MiB."""
 ABANDONED_SECONDS = 86_400.0
+UNLOCKED_SECONDS = 60.0
+"""What is younger may not be locked yet."""
 SWEEP_SECONDS = 3600.0
 """How often at most the folder is looked through for what nobody uses any more."""
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 """Never through a link that somebody planted."""
 _libc = ctypes.CDLL(None)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -66,6 +70,7 @@ class SegmentCache:
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
         self._mapped: weakref.WeakValueDictionary[str, mmap.mmap] = weakref.WeakValueDictionary()
+        self._partial: weakref.WeakValueDictionary[str, PartialFile] = weakref.WeakValueDictionary()
         self._checked: set[str] = set()
         self._remove_abandoned()
         self._size_bytes = sum(size for _, size, _ in self._files())
@@ -87,26 +92,71 @@ class SegmentCache:
         UnavailableError
             The store does not answer; ``cache_unwritable``: the folder cannot be written to.
         """
+        with self._opened(entry):
+            return self._open(entry)
+
+    def open_partly(self, entry: ObjectEntry) -> memoryview | PartialFile:
+        """The same, where the bytes are here; else a file of which none are here that nobody asked for yet. Errors as `open`."""
+        with self._opened(entry):
+            found = self._partial.get(entry.sha256)
+            if found is not None and not found.is_whole:
+                return found
+            if self._is_here(entry) or not entry.chunks_sha256:
+                return self._open(entry)
+            temporary = self._temporary(entry)
+            made = PartialFile(entry, _new_file(temporary, entry.size_bytes), temporary, self._store, BLOCK_BYTES, self._name)
+            self._partial[entry.sha256] = made
+            return made
+
+    @contextlib.contextmanager
+    def _opened(self, entry: ObjectEntry) -> Iterator[None]:
+        """One thread at a time opens an object."""
         with self._lock:
             opening = self._opening.setdefault(entry.sha256, threading.Lock())
         with opening:
             try:
-                return self._open(entry)
+                yield
             except OSError as error:
-                raise UnavailableError(
-                    f"the cache cannot be used: {error.strerror or error}",
-                    hint="look at the disk of HEADWATER_CACHE_DIR: room, rights",
-                    code="cache_unwritable",
-                ) from error
+                raise unwritable(error) from error
             finally:
                 with self._lock:
                     self._opening.pop(entry.sha256, None)
 
+    def _is_here(self, entry: ObjectEntry) -> bool:
+        return entry.sha256 in self._mapped or self._path(entry).exists()
+
+    def _path(self, entry: ObjectEntry) -> Path:
+        return self._folder / entry.sha256[:2] / entry.sha256
+
+    def _temporary(self, entry: ObjectEntry) -> Path:
+        path = self._path(entry)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f"{entry.sha256}.{os.getpid()}.{next(_names)}{_TEMPORARY}")
+
+    def _name(self, file: PartialFile) -> None:
+        """Let a file whose bytes are all here be one of the cache's."""
+        entry = file.entry
+        with self._lock:
+            self._checked.add(entry.sha256)
+            self._mapped[entry.sha256] = file.mapped
+        try:
+            file.path.replace(self._path(entry))
+        except OSError as error:  # it is good as long as it is mapped; another start downloads it anew
+            logger.warning("a file of the cache cannot be renamed: %s", error)
+            return
+        with self._lock:
+            self._size_bytes += entry.size_bytes
+        self._evict(entry.sha256)
+
     def _open(self, entry: ObjectEntry) -> memoryview:
+        partial = self._partial.get(entry.sha256)
+        if partial is not None:
+            partial.bring(0, entry.size_bytes)
+            return partial.view
         found = self._mapped.get(entry.sha256)
         if found is not None:
             return memoryview(found)
-        path = self._folder / entry.sha256[:2] / entry.sha256
+        path = self._path(entry)
         mapped = self._map(path, entry)
         if mapped is None:
             read_again(lambda: self._download(path, entry))
@@ -131,16 +181,13 @@ class SegmentCache:
         return None
 
     def _download(self, path: Path, entry: ObjectEntry) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{entry.sha256}.{os.getpid()}.{next(_names)}{_TEMPORARY}")
+        temporary = self._temporary(entry)
         digest, written = hashlib.sha256(), 0
         blocks = self._store.blocks(entry.key, BLOCK_BYTES)
         if blocks is None:
             raise SnapshotError(f"object {entry.key} is gone", hint="reload the manifest")
         try:
-            with os.fdopen(os.open(temporary, _NEW_FILE, 0o600), "wb", buffering=0) as file:
-                # the disk's blocks at once, which saves two fifths of what writing costs; where that cannot be had, writing goes on as it can
-                _libc.fallocate(file.fileno(), 0, 0, entry.size_bytes)
+            with os.fdopen(_new_file(temporary, entry.size_bytes), "wb", buffering=0) as file:
                 for block in blocks:
                     digest.update(block)
                     view = memoryview(block)
@@ -197,11 +244,24 @@ class SegmentCache:
                     yield status.st_mtime, status.st_size, path
 
     def _remove_abandoned(self) -> None:
-        """Files that a process did not finish, a day ago or longer."""
+        """Files that a process did not finish: it is gone, or they are older than a day."""
         for path in self._folder.glob(f"??/*{_TEMPORARY}"):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                age_seconds = time.time() - path.stat().st_mtime
+                if age_seconds > ABANDONED_SECONDS or (age_seconds > UNLOCKED_SECONDS and is_abandoned(path)):
                     path.unlink()
+
+
+def _new_file(path: Path, size_bytes: int) -> int:
+    """A descriptor of a new file, locked as long as somebody fills it, with the disk's blocks for so many bytes.
+
+    To have them at once saves two fifths of what writing costs; where they cannot be had, writing goes on as it can.
+    """
+    descriptor = os.open(path, _NEW_FILE, 0o600)
+    with contextlib.suppress(OSError):  # some file systems have no locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _libc.fallocate(descriptor, 0, 0, size_bytes)
+    return descriptor
 
 
 def _mapped(path: Path) -> mmap.mmap | None:

@@ -17,6 +17,7 @@ from backends.catalog.objects import download
 from contracts.collection import FieldRecord, IndexRecord
 from contracts.deletes import decode_delete_delta
 from contracts.errors import CorruptError
+from contracts.footer_file import CHUNK_BYTES, read_footer
 from contracts.item import IdIndex, VersionOrder
 from contracts.manifest import ObjectEntry, SegmentEntry
 from contracts.segment import FIELD_PART_PREFIX, ROWS_PART, CodedPart, FieldPart, read_field_part, read_rows_part, rows_schema
@@ -26,6 +27,7 @@ from query.field_indexes import FieldIndexes
 from query.filter_index import FilterIndex
 from query.memory_budget import Held
 from query.node import Node
+from query.partial_file import PartialFile, PartialRefine
 from query.parts import CodedColumn, CodedSpan, Coding, Column, Part, RowColumns, VectorColumn
 from query.texts import Texts
 from vectors.flat import as_float32
@@ -53,6 +55,8 @@ class LoadedSegment:
     parts: Mapping[str, ObjectEntry]
     id_texts: Texts
     filter_index: FilterIndex
+    coming: tuple[PartialFile, ...] = ()
+    """Files of which refine codes may be missing."""
 
     @property
     def rows(self) -> int:
@@ -63,6 +67,11 @@ class LoadedSegment:
     def size_bytes(self) -> int:
         """Bytes that were counted for it, of memory that no file can give back."""
         return self.held.size_bytes
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of refine codes that are not here yet."""
+        return sum(file.missing_bytes for file in self.coming)
 
     def is_of(self, parts: Mapping[str, ObjectEntry] | None) -> bool:
         """Whether it was read from these parts."""
@@ -125,21 +134,36 @@ class SegmentLoader:
         where = entry.parts.get(ROWS_PART)
         if where is None:
             raise CorruptError(f"segment {entry.segment_id} has no part {ROWS_PART}", hint="restore the manifest from a backup")
-        parts = {field.name: self._field_part(entry, field) for field in self._index.fields}
-        held = self._node.memory.hold(_memory_bytes(entry, parts.values()), f"segment {entry.segment_id}")
+        opened = {field.name: self._field_part(entry, field, is_starting) for field in self._index.fields}
+        held = self._node.memory.hold(_memory_bytes(entry, [part for part, _ in opened.values()]), f"segment {entry.segment_id}")
         rows = read_rows_part(self._node.cache.open(where), where.key)
         if rows.batch.num_rows != entry.rows:
             raise CorruptError(f"{where.key}: {rows.batch.num_rows} rows, the manifest says {entry.rows}")
         batch = rows.batch if rows.batch.schema.equals(self._schema) else conform(rows.batch, self._schema, where.key)
-        vectors = {field.name: self._column(parts[field.name], field, entry, is_starting) for field in self._index.fields}
+        vectors = {field.name: self._column(*opened[field.name], field, entry, is_starting) for field in self._index.fields}
         texts, filters = Texts(batch.column("id")), FilterIndex(batch, rows.ids)
-        return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts, texts, filters)
+        coming = tuple(source.file for _, source in opened.values() if source is not None)
+        for file in coming:
+            file.fill(self._node.pool)
+        return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts, texts, filters, coming)
 
-    def _field_part(self, entry: SegmentEntry, field: FieldRecord) -> FieldPart | CodedPart | None:
+    def _field_part(self, entry: SegmentEntry, field: FieldRecord, is_starting: bool) -> tuple[FieldPart | CodedPart | None, PartialRefine | None]:
+        """A field's part, and who brings its refine codes where they come later."""
         part = entry.parts.get(FIELD_PART_PREFIX + field.name)
-        return None if part is None else read_field_part(self._node.cache.open(part), field, part.key)
+        if part is None:
+            return None, None
+        opened = self._node.cache.open_partly(part) if is_starting else self._node.cache.open(part)
+        if not isinstance(opened, PartialFile):
+            return read_field_part(opened, field, part.key), None
+        refine = _bring_all_but_refine(opened)
+        read = read_field_part(opened.view, field, part.key)
+        if refine is None or not isinstance(read, CodedPart):
+            return read, None
+        return read, PartialRefine(opened, refine, read.refine.shape[1], self._node.pool)
 
-    def _column(self, part: FieldPart | CodedPart | None, field: FieldRecord, entry: SegmentEntry, is_starting: bool) -> Column:
+    def _column(
+        self, part: FieldPart | CodedPart | None, source: PartialRefine | None, field: FieldRecord, entry: SegmentEntry, is_starting: bool
+    ) -> Column:
         if part is None:  # written before the field was added, or no row has it
             return VectorColumn(np.zeros((0, field.dimension), np.float32), np.zeros(0, np.uint32))
         where = entry.parts[FIELD_PART_PREFIX + field.name].key
@@ -153,7 +177,7 @@ class SegmentLoader:
         check_quantizer(part, index.quantizer, where)
         places = None if rows is None else rows.astype(np.int64)
         lists = StoredLists(part.lists, index.quantizer, part.rows, where)
-        lease = index.add_segment(entry.rows, lists, part.refine, places, alone=is_starting)
+        lease = index.add_segment(entry.rows, lists, part.refine, places, alone=is_starting, source=source)
         recall = {int(nprobe): float(share) for nprobe, share in part.statistics.get("recall", {}).items()}
         return CodedColumn(Coding(index, (CodedSpan(lease, 0, entry.rows),), recall), rows)
 
@@ -169,6 +193,23 @@ def _memory_bytes(entry: SegmentEntry, parts: Iterable[FieldPart | CodedPart | N
         elif part is not None:
             total += part.matrix.size * 4
     return total
+
+
+def _bring_all_but_refine(file: PartialFile) -> int | None:
+    """Bring what opening a coded part takes; gives the byte at which its refine codes begin, None where everything was brought."""
+    size, key = file.entry.size_bytes, file.entry.key
+    tail = max(0, size - CHUNK_BYTES)
+    file.bring(tail, size)
+    try:
+        start, length = read_footer(file.view[tail:], key).places["refine"]
+    except (CorruptError, KeyError):  # a flat part, or a footer that is longer; reading it will tell
+        start, length = 0, 0
+    if not 0 < start < start + length <= size:
+        file.bring(0, size)
+        return None
+    file.bring(0, start)
+    file.bring(start + length, size)
+    return start
 
 
 def check_quantizer(part: CodedPart, quantizer: Quantizer, where: str) -> None:

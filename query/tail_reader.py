@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.engines import Engines
-from contracts.errors import CorruptError, DataLossError, HeadwaterError, UnavailableError
+from contracts.errors import CorruptError, DataLossError, HeadwaterError, SnapshotError, UnavailableError
 from contracts.log import LogReader, LogRecord
 from contracts.vectors_batch import CommitNotice
 from query.memory_budget import MemoryBudget
@@ -143,7 +143,11 @@ class TailReader:
         except CorruptError as error:
             logger.error("a record of the vectors topic is damaged; its partition stands still: %s", error, extra={"collection": name})
             metrics.records.labels(name, "query", "corrupt").inc()
-            self._hold(reader, record.partition)
+            self._hold(reader, record.partition, self._engines.settings.query_poll_seconds)
+            return
+        except (UnavailableError, SnapshotError) as error:
+            logger.warning("a patch's row cannot be read now: %s", error, extra={"collection": name})
+            self._hold(reader, record.partition, RETRY_SECONDS)
             return
         if isinstance(taken, CommitNotice):
             self._on_notice(record.partition, taken.version)
@@ -155,10 +159,10 @@ class TailReader:
                 if produced_at_us >= self._started_at * 1e6:  # what lay there before this node came says nothing about its speed
                     histogram.observe(max(0.0, now - produced_at_us / 1e6))
 
-    def _hold(self, reader: LogReader, partition: int) -> None:
+    def _hold(self, reader: LogReader, partition: int, seconds: float) -> None:
         reader.pause((partition,))
         self._still.add(partition)
-        self._retry_at[partition] = self._engines.clock.monotonic_seconds() + self._engines.settings.query_poll_seconds
+        self._retry_at[partition] = self._engines.clock.monotonic_seconds() + seconds
 
     def _revive(self) -> None:
         """Let partitions that were held try again from where they are, now and then: what was wrong may have been mended."""
@@ -177,7 +181,7 @@ class TailReader:
                 lost.append(number)
         logger.warning("the log does not hold the next record of partitions %s: %s", lost, error, extra={"collection": self._record.name})
         for number in lost:
-            self._hold(reader, number)
+            self._hold(reader, number, self._engines.settings.query_poll_seconds)
             self._on_notice(number, 0)
         if not lost:  # truncated and refilled between the two looks: positions are read anew
             for number in set(self._partitions) - self._still:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vectors import coarse_graph
+from vectors.absent_refine import AbsentRefine, Lease, RefineSource
 from vectors.inverted_lists import StoredLists
 from vectors.quantizer import EncodedRows, Quantizer
 from vectors.rebuild_policy import fits_whole, rebuild_due
@@ -43,15 +44,6 @@ class _Piece:
     @abstractmethod
     def add_to(self, lists: Lists) -> None:
         """Add all rows."""
-
-
-class Lease:
-    """Held by everything that may still name these rows; `mapped` says whether their refine codes take no memory of their own."""
-
-    __slots__ = ("__weakref__", "mapped", "numbers")
-
-    def __init__(self, numbers: NumberRange, mapped: bool) -> None:
-        self.numbers, self.mapped = numbers, mapped
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +112,8 @@ class LogicalIndex:
     def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
         self._arena = RefineArena(quantizer.refine_bytes)
-        self._searching = Searching(quantizer.new_index, _over(self._arena, quantizer.new_refine_index()), None)
+        self._absent = AbsentRefine()
+        self._searching = Searching(quantizer.new_index, _over(self._arena, quantizer.new_refine_index()), None, self._absent)
         self.numbers = RowNumbers(self._arena.alignment, self._arena.release)
         self._writing = threading.Lock()  # held by whoever changes `tiers`, or what lies in its small tier
         self._pieces: list[_Piece] = []
@@ -140,7 +133,14 @@ class LogicalIndex:
 
     # ---- what comes in --------------------------------------------------------------------------------------------
     def add_segment(
-        self, rows: int, stored: StoredLists, refine: NDArray[np.uint8], places: NDArray[np.int64] | None = None, *, alone: bool = False
+        self,
+        rows: int,
+        stored: StoredLists,
+        refine: NDArray[np.uint8],
+        places: NDArray[np.int64] | None = None,
+        *,
+        alone: bool = False,
+        source: RefineSource | None = None,
     ) -> Lease:
         """Take in a segment's lists; findable when this returns, by whoever allows their numbers.
 
@@ -156,10 +156,25 @@ class LogicalIndex:
             shape (m,), the row of each refine code; code i is that of row i where it is None.
         alone : bool
             Searches may wait while the lists are copied, for some milliseconds; the second copy is left to `catch_up`.
+        source : RefineSource, optional
+            Brings refine codes that are not here yet; row i of the segment has code i, and those that come appear in `refine`.
+
+        Raises
+        ------
+        HeadwaterError
+            Refine codes that are not here must be, since they cannot be mapped, and cannot be had.
         """
         numbers = self.numbers.allocate(rows)
-        mapped = self._arena.place(None if places is None else places + numbers.start, numbers, refine)
-        return self._add(_Segment(numbers, stored.rows, True, stored=stored), mapped, alone=alone)
+        mapped = places is None and self._arena.map(numbers, refine)
+        if not mapped:
+            if source is not None:  # what is copied must be here
+                source.bring_all()
+            self._arena.place(None if places is None else places + numbers.start, numbers, refine)
+        lease = self._add(_Segment(numbers, stored.rows, True, stored=stored), mapped, alone=alone)
+        if mapped and source is not None:
+            lease.source = source
+            self._absent.add(lease)
+        return lease
 
     def add_rows(self, rows: int, encoded: EncodedRows, places: NDArray[np.int64] | None = None) -> Lease:
         """Take in rows that were coded here because their segment has no lists of this generation.
@@ -204,12 +219,14 @@ class LogicalIndex:
 
     # ---- what is looked at ----------------------------------------------------------------------------------------
     def refine_codes(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Refine codes, shape (n, refine_bytes), of row numbers, shape (n,), whose leases the caller holds."""
+        """Refine codes, shape (n, refine_bytes), of row numbers, shape (n,), whose leases the caller holds; HeadwaterError where there are none."""
+        self._absent.bring(numbers)
         found: NDArray[np.uint8] = self._arena.codes[numbers]
         return found
 
     def vector(self, number: int) -> NDArray[np.float32]:
-        """The vector, shape (d,), that the refine code of a row number says, whose lease the caller holds."""
+        """The vector, shape (d,), that the refine code of a row number says, whose lease the caller holds; HeadwaterError where there is none."""
+        self._absent.bring(np.array([number]))
         found: NDArray[np.float32] = self.quantizer.decode(self._arena.codes[number : number + 1])[0]
         return found
 

@@ -62,8 +62,8 @@ class RefineArena:
         """Ranges of row numbers must begin at multiples of this: then their codes begin at a page."""
         return math.lcm(8, mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, self.width))
 
-    def place(self, numbers: NDArray[np.int64] | None, held: NumberRange, codes: NDArray[np.uint8]) -> bool:
-        """Put codes where their rows' numbers say.
+    def place(self, numbers: NDArray[np.int64] | None, held: NumberRange, codes: NDArray[np.uint8]) -> None:
+        """Copy codes to where their rows' numbers say.
 
         Parameters
         ----------
@@ -72,21 +72,13 @@ class RefineArena:
         held : NumberRange
             The range that the numbers are from.
         codes : NDArray[np.uint8]
-            shape (n, width). Where they lie page by page in a mapped file, they are mapped and not copied.
-
-        Returns
-        -------
-        bool
-            Whether they were mapped.
+            shape (n, width).
         """
-        if numbers is None and len(codes) and self._alias(held, codes):
-            return True
         room = self.reserve(held)
         if numbers is None:
             room[: len(codes)] = codes
         else:
             room[numbers - held.start] = codes
-        return False
 
     def reserve(self, held: NumberRange) -> NDArray[np.uint8]:
         """Memory for the codes of a range, shape (capacity, width), all zero, to be written to."""
@@ -99,9 +91,10 @@ class RefineArena:
         address, size = self._place(NumberRange(start, capacity))
         _map(address, size, _NO_ACCESS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE | _FIXED)
 
-    def _alias(self, held: NumberRange, codes: NDArray[np.uint8]) -> bool:
+    def map(self, held: NumberRange, codes: NDArray[np.uint8]) -> bool:
+        """Map codes, shape (n, width), of the first n numbers of a range out of their file, where they begin at a page of one; whether they were."""
         source = int(codes.ctypes.data)
-        if source % mmap.PAGESIZE or not codes.flags.c_contiguous:
+        if not len(codes) or source % mmap.PAGESIZE or not codes.flags.c_contiguous:
             return False
         address, _ = self._place(held)
         # with an old size of 0 the pages of a shared mapping are mapped a second time; memory that is no shared mapping is refused

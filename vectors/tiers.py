@@ -23,13 +23,18 @@ import numpy as np
 from faiss import swig_ptr
 from numpy.typing import NDArray
 
-from vectors import coarse_graph
+from vectors import absent_refine, coarse_graph
+from vectors.absent_refine import AbsentRefine, RefineSource
 from vectors.flat import one_thread
 from vectors.inverted_lists import StoredLists
 
 NUMBER_BYTES = 8
 """Of a row number, beside each code."""
 Change = Callable[["Lists"], None]
+Closest = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Row numbers and distances, best first."""
+Missing = tuple[RefineSource, NDArray[np.int64]]
+"""Who brings refine codes, and the rows of its segment whose are missing."""
 
 
 class Lists:
@@ -200,12 +205,13 @@ class Searching:
     """With what tiers are searched.
 
     `new_index` makes an empty faiss.IndexIVF that shares the quantizers, `refine_index` has the refine codes by row number, `graph` finds lists; None
-    where all centroids are compared.
+    where all centroids are compared. `absent` says which refine codes are not here yet.
     """
 
     new_index: Callable[[], Any]
     refine_index: Any
     graph: Any
+    absent: AbsentRefine
 
 
 class Tiers:
@@ -222,7 +228,7 @@ class Tiers:
     """
 
     def __init__(self, big: Lists, small: LeftRight, searching: Searching) -> None:
-        self.big, self.small = big, small
+        self.big, self.small, self._absent = big, small, searching.absent
         self._alone = _Searcher(searching, big)
         self._sides = [_Searcher(searching, *((big, side) if big.rows else (side,))) for side in small.sides]
 
@@ -231,9 +237,7 @@ class Tiers:
         """Rows in both tiers, dead ones included."""
         return self.big.rows + self.small.rows
 
-    def closest(
-        self, queries: NDArray[np.float32], limit: int, candidates: int, nprobe: int, allowed: Allowed
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def closest(self, queries: NDArray[np.float32], limit: int, candidates: int, nprobe: int, allowed: Allowed) -> Closest:
         """The closest rows of each query: candidates by code, of which the best by refine code.
 
         Parameters
@@ -253,18 +257,42 @@ class Tiers:
         -------
         tuple of NDArray[np.int64] and NDArray[np.float32]
             Row numbers, -1 where fewer were found, and faiss's distances (inner products, or squares of L2), both of shape (n, limit), best first.
+
+        Raises
+        ------
+        HeadwaterError
+            Refine codes of candidates are not here, and cannot be had.
         """
         one_thread()
+        while True:
+            missing, found = self._closest(queries, limit, candidates, nprobe, allowed)
+            if not missing:
+                return found
+            absent_refine.ask(missing)  # with nothing pinned: writers would wait for it
+
+    def _closest(self, queries: NDArray[np.float32], limit: int, candidates: int, nprobe: int, allowed: Allowed) -> tuple[list[Missing], Closest]:
+        """What is found; nothing where refine codes of some candidates are missing."""
         numbers, distances = np.empty((len(queries), limit), np.int64), np.empty((len(queries), limit), np.float32)
         side = self.small.pin()
         try:
             searcher = self._sides[side] if self.small.sides[side].rows or not self.big.rows else self._alone
             index, by_graph = searcher.index_for(nprobe)
             parameters = allowed.parameters(nprobe, candidates / limit, by_graph)
+            if self._absent and (missing := self._absent.missing(_candidates(index, queries, limit, parameters))):
+                return missing, (numbers, distances)
             index.search_c(len(queries), swig_ptr(queries), limit, swig_ptr(distances), swig_ptr(numbers), parameters)
         finally:
             self.small.unpin(side)
-        return numbers, distances
+        return [], (numbers, distances)
+
+
+def _candidates(index: Any, queries: NDArray[np.float32], limit: int, parameters: Any) -> NDArray[np.int64]:
+    """The row numbers, shape (n, c), whose refine codes a search of an `IndexRefine` will look at; c is counted as faiss counts it."""
+    count = int(np.float32(limit) * np.float32(parameters.k_factor))
+    numbers, distances = np.empty((len(queries), count), np.int64), np.empty((len(queries), count), np.float32)
+    base = index.base_index
+    base.search_c(len(queries), swig_ptr(queries), count, swig_ptr(distances), swig_ptr(numbers), parameters.base_index_params)
+    return numbers
 
 
 class _Searcher:

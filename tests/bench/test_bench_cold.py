@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from backends.catalog.admin import CollectionRequest, create_collection
@@ -40,7 +41,9 @@ def made(tmp_path: Path) -> Iterator[Prepared]:
             for batch in reader.poll(1.0, max_records=1):
                 builder.feed(batch)
             assert builder.commit() is not None, number
-        yield Prepared(Place("embedded", tmp_path, values, settings), engines, record, ROWS, query=matrix[0].astype("float32"))
+        yield Prepared(
+            Place("embedded", tmp_path, values, settings), engines, record, ROWS, queries=matrix[:3].astype("float32"), truth=np.arange(3)[:, None]
+        )
 
 
 def test_a_cold_node_answers_from_a_part_and_then_from_all_and_the_reference_gets_the_same_bytes(made: Prepared) -> None:
@@ -50,6 +53,7 @@ def test_a_cold_node_answers_from_a_part_and_then_from_all_and_the_reference_get
     assert 0 < found.first[0] <= found.whole[0] < 60 and found.raw[0] > 0 and found.started[0] > 0
     entries = [entry for manifest in newest_manifests(made.engines, made.record) for s in manifest.segments for entry in s.parts.values()]
     assert (found.notes["objects"], found.notes["bytes"]) == (len(entries), sum(entry.size_bytes for entry in entries)) and len(entries) == 6
+    assert found.whole[0] <= found.local[0] < 60 and found.pending_recalls == found.local_recalls
     assert found.notes["node_memory_mib"]["anonymous"] > 10
     assert not (made.place.folder / "cold-0").exists() and found.raw_whole[0] > 0
     assert found.notes["cached_bytes"] == sum({entry.sha256: entry.size_bytes for entry in entries}.values())  # equal objects are kept once

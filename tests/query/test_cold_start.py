@@ -237,6 +237,11 @@ def test_readyz_says_loading_with_numbers_until_all_is_there(gated: Writer) -> N
     assert isinstance(store, Gated)
     for served in serve(gated):
         answer = served.client.get("/readyz")
-        assert answer.status_code == 200 and answer.json()["collections"]["things"] == {"ready": True, "coverage": 1.0, "errors": {}}
+        assert answer.status_code == 200 and answer.json()["collections"]["things"] == {
+            "ready": True,
+            "coverage": 1.0,
+            "pending_bytes": 0,
+            "errors": {},
+        }
         again = CollectionView(gated.engines, gated.record)
-        assert again.state() == {"ready": False, "coverage": 0.0, "errors": {}}
+        assert again.state() == {"ready": False, "coverage": 0.0, "pending_bytes": 0, "errors": {}}

@@ -26,8 +26,8 @@ class Counted(MemoryStore):
         self.reads = 0
         self.block_bytes: list[int] = []
 
-    def blocks(self, key: str, block_bytes: int) -> Iterator[bytes] | None:
-        blocks = super().blocks(key, block_bytes)
+    def blocks(self, key: str, block_bytes: int, start: int = 0, length: int | None = None) -> Iterator[bytes] | None:
+        blocks = super().blocks(key, block_bytes, start, length)
         return None if blocks is None else (self.block_bytes.append(len(block)) or block for block in blocks)  # type: ignore[func-returns-value]
 
     def get(self, key: str):  # type: ignore[no-untyped-def]

@@ -13,8 +13,9 @@ import pytest
 
 from tests.vectors.trained import own, trained
 from vectors import rebuild_policy
+from vectors.absent_refine import Lease
 from vectors.inverted_lists import StoredLists, build_lists, write_lists
-from vectors.logical_index import Lease, LogicalIndex
+from vectors.logical_index import LogicalIndex
 from vectors.quantizer import EncodedRows, Quantizer
 from vectors.tiers import Allowed
 

@@ -35,9 +35,10 @@ def test_files_are_mapped_by_page_and_everything_else_is_copied(tmp_path: Path, 
     numbers = RowNumbers(arena.alignment, arena.release)
     held = [numbers.allocate(300) for _ in range(3)]
     data = [codes(300, width, seed) for seed in range(3)]
-    assert arena.place(None, held[0], mapped(tmp_path, data[0], 3 * PAGE))
-    assert not arena.place(None, held[1], mapped(tmp_path, data[1], 64))
-    assert not arena.place(None, held[2], data[2])
+    assert arena.map(held[0], mapped(tmp_path, data[0], 3 * PAGE))
+    for number, given in ((1, mapped(tmp_path, data[1], 64)), (2, data[2])):
+        assert not arena.map(held[number], given)
+        arena.place(None, held[number], given)
     for each, wanted in zip(held, data, strict=True):
         np.testing.assert_array_equal(arena.codes[each.start : each.start + 300], wanted)
 
@@ -46,7 +47,7 @@ def test_codes_of_some_rows_lie_at_those_rows(tmp_path: Path) -> None:
     arena = RefineArena(32)
     held = RowNumbers(arena.alignment).allocate(500)
     rows = np.arange(0, 500, 7)
-    assert not arena.place(held.start + rows, held, mapped(tmp_path, codes(len(rows), 32), PAGE))
+    arena.place(held.start + rows, held, mapped(tmp_path, codes(len(rows), 32), PAGE))
     np.testing.assert_array_equal(arena.codes[held.start + rows], codes(len(rows), 32))
 
 
@@ -54,7 +55,7 @@ def test_a_mapping_stays_when_the_file_and_its_first_mapping_are_gone(tmp_path: 
     arena = RefineArena(64)
     held = RowNumbers(arena.alignment).allocate(200)
     first = mapped(tmp_path, codes(200, 64), PAGE)
-    assert arena.place(None, held, first)
+    assert arena.map(held, first)
     del first
     (tmp_path / f"codes-{PAGE}").unlink()
     np.testing.assert_array_equal(arena.codes[held.start : held.start + 200], codes(200, 64))
