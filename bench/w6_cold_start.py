@@ -135,11 +135,11 @@ class Told:
 
     number: int
     freshness: Freshness = Freshness()
-    ids: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
 
     def recall(self, made: Prepared) -> float:
         """Share of the true neighbours."""
-        return float(np.isin(made.truth[self.number], self.ids).mean())
+        return float(np.isin(made.truth[self.number].astype(str), self.ids).mean())
 
 
 class Asker:
@@ -165,7 +165,7 @@ class Asker:
         if answer.status != 200:
             return Told(number)
         body = answer.json()
-        return Told(number, Freshness.of(body["freshness"]), tuple(int(point["id"]) for point in body["result"]["points"]))
+        return Told(number, Freshness.of(body["freshness"]), tuple(point["id"] for point in body["result"]["points"]))
 
     def pending_bytes(self) -> int:
         """Bytes that the node still reads from the store."""

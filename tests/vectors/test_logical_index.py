@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -250,3 +253,69 @@ def test_a_rebuild_is_due_by_shares_and_never_for_little() -> None:
     assert not due(big, 0, 2_000_000, 72) and due(big, 0, 2_500_000, 72)
     assert not due(0, 3_000_000, 0, 72) and due(0, 4_000_000, 0, 72)  # all in the small tier: while they fit whole
     assert not rebuild_policy.fits_whole(4_000_000, 72) and rebuild_policy.fits_whole(3_700_000, 72)
+
+
+class Later:
+    """Refine codes that appear in a mapped file when somebody asks for them; rows in `asked`."""
+
+    def __init__(self, file: mmap.mmap, codes: np.ndarray, offset: int = 0) -> None:
+        self.file, self.codes = np.frombuffer(file, np.uint8, offset=offset).reshape(codes.shape), codes
+        self.asked: set[int] = set()
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.asked) == len(self.codes)
+
+    def has(self, rows: np.ndarray) -> bool:
+        return self.asked.issuperset(rows.tolist())
+
+    def ask(self, rows: np.ndarray) -> Callable[[], None]:
+        def wait() -> None:
+            self.file[rows] = self.codes[rows]
+            self.asked.update(rows.tolist())
+
+        return wait
+
+    def bring_all(self) -> None:
+        self.ask(np.arange(len(self.codes)))()
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 10, 33])
+def test_a_search_finds_the_same_where_only_the_codes_of_its_candidates_are_there(index: LogicalIndex, tmp_path: Path, held: str, limit: int) -> None:
+    matrix, queries = vectors(2000, 1), vectors(5, 2)
+    encoded = [index.quantizer.encode(part) for part in (matrix[:1200], matrix[1200:])]
+    whole = LogicalIndex(index.quantizer)
+    leases, later = [], []
+    for number, each in enumerate(encoded):
+        path = tmp_path / str(number)
+        path.write_bytes(bytes(each.refine.nbytes))
+        with path.open("r+b") as file:
+            mapped = mmap.mmap(file.fileno(), 0)
+        later.append(Later(mapped, each.refine))
+        leases.append((index.add_segment(len(each.refine), segment_lists(index, each), later[-1].file, source=later[-1]), len(each.refine)))
+        whole.add_segment(len(each.refine), segment_lists(index, each), each.refine)
+    index.rebuild()
+    allowed = bits(index, *(of(lease, rows) for lease, rows in leases))
+    for query in queries:
+        for nprobe in (2, 16):
+            numbers, distances = index.tiers.closest(query[None], limit, 50, nprobe, allowed)
+            wanted_numbers, wanted = whole.tiers.closest(query[None], limit, 50, nprobe, allowed)
+            np.testing.assert_array_equal(numbers, wanted_numbers)
+            np.testing.assert_array_equal(distances, wanted)
+    asked = sum(len(each.asked) for each in later)
+    assert limit <= asked <= 2 * 5 * 50 and asked < 2000
+    number = next(number for number in range(1200) if number not in later[0].asked)
+    assert (index.refine_codes(leases[0][0].numbers.start + np.array([number])) == encoded[0].refine[number]).all()
+    for each in later:
+        each.bring_all()
+    index.tiers.closest(queries, limit, 50, 4, allowed)
+    assert not index._absent and all(lease.source is None for lease, _ in leases)
+
+
+def test_refine_codes_that_cannot_be_mapped_are_there_before_they_are_copied(index: LogicalIndex) -> None:
+    matrix = vectors(300, 1)
+    encoded = index.quantizer.encode(matrix)
+    later = Later(mmap.mmap(-1, encoded.refine.nbytes + 64), encoded.refine, offset=64)
+    lease = index.add_segment(300, segment_lists(index, encoded), later.file, source=later)
+    assert later.is_whole and lease.source is None and not lease.mapped
+    np.testing.assert_array_equal(index.refine_codes(of(lease, 300)), encoded.refine)
