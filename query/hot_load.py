@@ -21,7 +21,7 @@ from contracts.log import Log
 from contracts.manifest import Manifest, ReadManifest, SegmentEntry
 from contracts.object_keys import CollectionKeys
 from contracts.store import ObjectStore
-from query.load_pool import LoadPool
+from query.load_pool import FIRST, LoadPool
 from query.memory_budget import MemoryFullError
 from query.partition_view import LoadedManifest
 from query.segments import LoadedDelta, LoadedSegment, SegmentLoader, load_delta
@@ -112,7 +112,7 @@ class PartitionLoader:
         missing = [entry for entry in reversed(manifest.segments) if entry.segment_id not in have]
         told_at = -PROGRESS_SECONDS
         try:
-            for entry, segment in self._opened(missing, current):
+            for entry, segment in self._opened(missing, current, manifest.generation):
                 have[entry.segment_id] = segment
                 if on_progress is not None and monotonic() - told_at >= PROGRESS_SECONDS:
                     current = _loaded(read, have, deltas, current)
@@ -124,9 +124,13 @@ class PartitionLoader:
             raise
         return _loaded(read, have, deltas, current)
 
-    def _opened(self, missing: Sequence[SegmentEntry], current: LoadedManifest | None) -> Iterator[tuple[SegmentEntry, LoadedSegment]]:
+    def _opened(
+        self, missing: Sequence[SegmentEntry], current: LoadedManifest | None, generations: Mapping[str, int]
+    ) -> Iterator[tuple[SegmentEntry, LoadedSegment]]:
         """Segments in the given order, opened many at once; one by one where memory runs out, so that older ones take no newer one's room."""
         first_rank = 0 if current is None else 1  # who has nothing yet comes first
+        if current is None and missing and generations:  # as large as some lists, and needed behind them
+            self._pool.submit(FIRST, partial(self._segments.prepare, generations))
         load = partial(self._segments.load, is_starting=current is None or not current.complete)
         loads = [self._pool.submit(rank, partial(load, entry)) for rank, entry in enumerate(missing, first_rank)]
         try:

@@ -2,7 +2,7 @@
 
 A partition that has nothing yet answers as soon as its first segment is there. Therefore that work has rank 0, and nothing else is begun while some
 of it is under way: beside it, others would take their share of network and processors, and the first answer would come as late as theirs. What a
-search waits for has that rank, too.
+search waits for comes before that, and does not wait for a thread that is at other work.
 
 Takes: work with a rank. Gives: futures. Owns: the threads and the order. Never: lets one partition's hundred segments go before another's first.
 """
@@ -19,19 +19,22 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+ASKED = -1
+"""The rank of what a search waits for."""
 FIRST = 0
-"""The rank of what a first answer, or a search, waits for."""
+"""The rank of what a first answer waits for."""
 LAST = sys.maxsize
-"""The rank of what nobody waits for."""
+"""The rank of what nobody waits for: it begins when nothing else is under way."""
 
 
 class LoadPool:
-    """Work in the order of its rank, and of its arrival within a rank; that of rank 0 alone.
+    """Work in the order of its rank, and of its arrival within a rank; up to that of `FIRST` alone.
 
     Parameters
     ----------
     threads : int
-        How many at once; they start when there is work, and end with the process or `close`.
+        How many at once, and as many more where work of rank `ASKED` would wait for others; they start when there is work, and end with the process
+        or `close`.
     """
 
     def __init__(self, threads: int) -> None:
@@ -40,7 +43,7 @@ class LoadPool:
         self._queue: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []
         self._arrivals = count()
         self._idle = 0
-        self._first = 0  # works of rank 0 that are under way
+        self._first, self._others = 0, 0  # works up to rank `FIRST`, and others before `LAST`, that are under way
         self._closed = False
         self._wake = threading.Condition()
 
@@ -52,7 +55,7 @@ class LoadPool:
                 future.cancel()
                 return future
             heapq.heappush(self._queue, (rank, next(self._arrivals), future, work))
-            if len(self._queue) > self._idle and len(self._threads) < self._most:
+            if len(self._queue) > self._idle and len(self._threads) < (2 if rank == ASKED else 1) * self._most:
                 thread = threading.Thread(target=self._run, name=f"load-{len(self._threads)}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -78,16 +81,25 @@ class LoadPool:
                 if not self._queue:
                     return
                 rank, _, future, work = heapq.heappop(self._queue)
-                self._first += rank == 0
+                self._count(rank, 1)
             _do(future, work)
             del future, work  # while this thread waits, it must not keep what it loaded last
-            if rank == 0:
-                with self._wake:
-                    self._first -= 1
-                    self._wake.notify_all()
+            with self._wake:
+                self._count(rank, -1)
+
+    def _count(self, rank: int, by: int) -> None:
+        if rank <= FIRST:
+            self._first += by
+        elif rank < LAST:
+            self._others += by
+        if by < 0 and not self._first:  # what waited for it may begin
+            self._wake.notify_all()
 
     def _may_begin(self) -> bool:
-        return bool(self._queue) and (self._queue[0][0] == 0 or not self._first)
+        if not self._queue:
+            return False
+        rank = self._queue[0][0]
+        return rank <= FIRST or (not self._first and (rank < LAST or not self._others))
 
 
 def _do(future: Future[Any], work: Callable[[], Any]) -> None:

@@ -32,7 +32,7 @@ from contracts.errors import CorruptError, HeadwaterError, SnapshotError, Unavai
 from contracts.footer_file import CHUNK_BYTES
 from contracts.manifest import ObjectEntry
 from contracts.store import ObjectStore
-from query.load_pool import FIRST, LAST, LoadPool
+from query.load_pool import ASKED, LAST, LoadPool
 
 RUN_CHUNKS = 8
 """Most chunks of one request: a search waits for no longer one that is under way."""
@@ -117,7 +117,7 @@ class PartialFile:
 
     def ask(self, chunks: NDArray[np.int64], pool: LoadPool) -> Callable[[], None]:
         """Begin to read chunks, shape (n,), ascending, before other work of the pool; what is given back waits for them, and raises as `bring`."""
-        return self._begin(chunks, partial(pool.submit, FIRST))
+        return self._begin(chunks, partial(pool.submit, ASKED))
 
     def _begin(self, chunks: NDArray[np.int64], do: Callable[[Callable[[], None]], Future[None]]) -> Callable[[], None]:
         futures = self._read_soon(chunks, do)

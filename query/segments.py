@@ -6,6 +6,7 @@ Never: parses bytes whose sha256 was not checked, or keeps one of a segment's pa
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from backends.catalog.objects import download
 from contracts.collection import FieldRecord, IndexRecord
 from contracts.deletes import decode_delete_delta
-from contracts.errors import CorruptError
+from contracts.errors import CorruptError, HeadwaterError
 from contracts.footer_file import CHUNK_BYTES, read_footer
 from contracts.item import IdIndex, VersionOrder
 from contracts.manifest import ObjectEntry, SegmentEntry
@@ -112,6 +113,12 @@ class SegmentLoader:
     def __init__(self, node: Node, index: IndexRecord, attributes: Mapping[str, str], indexes: FieldIndexes) -> None:
         self._node, self._index, self._schema, self._indexes = node, index, rows_schema(attributes), indexes
 
+    def prepare(self, generations: Mapping[str, int]) -> None:
+        """Open the generations that segments will need, beside the first of them; what goes wrong is told where it is needed."""
+        for name, generation in generations.items():
+            with contextlib.suppress(HeadwaterError):
+                self._indexes.get(name, generation)
+
     def load(self, entry: SegmentEntry, *, is_starting: bool = False) -> LoadedSegment:
         """Get, check and open a segment; coded fields are in their logical indexes when this returns.
 
@@ -198,18 +205,17 @@ def _memory_bytes(entry: SegmentEntry, parts: Iterable[FieldPart | CodedPart | N
 def _bring_all_but_refine(file: PartialFile) -> int | None:
     """Bring what opening a coded part takes; gives the byte at which its refine codes begin, None where everything was brought."""
     size, key = file.entry.size_bytes, file.entry.key
-    tail = max(0, size - CHUNK_BYTES)
-    file.bring(tail, size)
-    try:
-        start, length = read_footer(file.view[tail:], key).places["refine"]
-    except (CorruptError, KeyError):  # a flat part, or a footer that is longer; reading it will tell
-        start, length = 0, 0
-    if not 0 < start < start + length <= size:
-        file.bring(0, size)
-        return None
-    file.bring(0, start)
-    file.bring(start + length, size)
-    return start
+    last = (size - 1) // CHUNK_BYTES
+    for tail in (last * CHUNK_BYTES, (last - 1) * CHUNK_BYTES):  # the footer may begin in the chunk before
+        file.bring(tail, size)
+        with contextlib.suppress(CorruptError, KeyError):  # else it is a flat part, or a damaged one: reading it will tell
+            start, length = read_footer(file.view[tail:], key).places["refine"]
+            if 0 < start < start + length <= size:
+                file.bring(0, start)
+                file.bring(start + length, size)
+                return start
+    file.bring(0, size)
+    return None
 
 
 def check_quantizer(part: CodedPart, quantizer: Quantizer, where: str) -> None:

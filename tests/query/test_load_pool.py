@@ -1,0 +1,81 @@
+"""What is waited for comes first, and what nobody waits for when nothing else is under way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from query.load_pool import ASKED, FIRST, LAST, LoadPool
+from tests.query.conftest import wait_until
+
+
+class Works:
+    """Work that says that it began, and ends when it is let."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.gates: dict[str, threading.Event] = {}
+
+    def __call__(self, name: str) -> None:
+        self.begun.append(name)
+        assert self.gates.setdefault(name, threading.Event()).wait(10)
+
+    def end(self, name: str) -> None:
+        self.gates.setdefault(name, threading.Event()).set()
+
+
+@pytest.fixture
+def works() -> Works:
+    return Works()
+
+
+@pytest.fixture
+def pool(works: Works) -> Iterator[LoadPool]:
+    made = LoadPool(2)
+    yield made
+    made.close()
+    for name in list(works.gates):
+        works.end(name)
+
+
+def submit(pool: LoadPool, works: Works, rank: int, *names: str) -> None:
+    for name in names:
+        works.gates.setdefault(name, threading.Event())
+        pool.submit(rank, lambda name=name: works(name))
+
+
+def test_what_a_search_waits_for_does_not_wait_for_threads_that_are_at_other_work(pool: LoadPool, works: Works) -> None:
+    submit(pool, works, 1, "a", "b", "c")
+    wait_until(lambda: works.begun == ["a", "b"])
+    submit(pool, works, ASKED, "asked")
+    wait_until(lambda: works.begun == ["a", "b", "asked"])
+    works.end("a")
+    wait_until(lambda: pool._others == 1)
+    assert works.begun == ["a", "b", "asked"], "nothing else is begun beside it"
+    works.end("asked")
+    wait_until(lambda: works.begun[3:] == ["c"])
+
+
+def test_what_nobody_waits_for_begins_when_nothing_else_is_under_way(pool: LoadPool, works: Works) -> None:
+    submit(pool, works, 1, "a")
+    submit(pool, works, LAST, "last")
+    submit(pool, works, 2, "b")
+    wait_until(lambda: works.begun == ["a", "b"])
+    works.end("a")
+    wait_until(lambda: pool._others == 1)
+    assert works.begun == ["a", "b"]
+    works.end("b")
+    wait_until(lambda: works.begun == ["a", "b", "last"])
+    submit(pool, works, FIRST, "first")
+    wait_until(lambda: works.begun[3:] == ["first"])
+
+
+def test_a_closed_pool_cancels(pool: LoadPool, works: Works) -> None:
+    submit(pool, works, 1, "a", "b")
+    wait_until(lambda: len(works.begun) == 2)
+    waits = pool.submit(LAST, lambda: works("never"))
+    pool.close()
+    assert waits.cancelled() and pool.submit(FIRST, lambda: works("never")).cancelled()
+    assert "never" not in works.begun
