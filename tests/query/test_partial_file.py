@@ -27,7 +27,7 @@ from query.segment_cache import SegmentCache
 from tests.examples import examples
 from tests.query.conftest import wait_until
 
-CHUNKS = 20
+CHUNKS = 40
 DATA = random.Random(5).randbytes(CHUNKS * CHUNK_BYTES - 12_345)
 KEY = "c/things-01ARZ3NDEKTSV4RRFFQ69G5FAV/i/main/p00000/b0000000001/0000000000000000000000000A.rows"
 ENTRY = ObjectEntry.of(KEY, DATA)
@@ -177,7 +177,7 @@ def test_who_waits_for_a_chunk_that_another_reads_does_not_ask_for_it_again(stor
     file = partly(SegmentCache(tmp_path, store, 0))
     store.gate.clear()
     file.fill(pool)
-    wait_until(lambda: len(store.asked) >= 8)
+    wait_until(lambda: len(store.asked) >= 16)
     came: list[bool] = []
     asking = threading.Thread(target=lambda: came.append(file.ask(np.array([1, 2]), pool)() is None))
     asking.start()
@@ -246,14 +246,14 @@ def test_a_file_that_nobody_needs_any_more_is_neither_filled_nor_kept(store: Wat
     file, pool = partly(SegmentCache(tmp_path, store, 0)), LoadPool(1)
     store.gate.clear()
     file.fill(pool)
-    wait_until(lambda: len(store.asked) >= 8)
+    wait_until(lambda: len(store.asked) >= 16)
     assert len(parts_in(tmp_path)) == 1
     view = file.view
     del file
     store.gate.set()
     wait_until(lambda: gc.collect() >= 0 and parts_in(tmp_path) == [])
     wait_until(lambda: not pool._queue)
-    assert len(store.asked) == 8 and len(view) == len(DATA)
+    assert len(store.asked) == 16 and len(view) == len(DATA)
     pool.close()
 
 
