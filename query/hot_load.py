@@ -132,7 +132,7 @@ class PartitionLoader:
         if current is None and missing and generations:  # as large as some lists, and needed behind them
             self._pool.submit(FIRST, partial(self._segments.prepare, generations))
         load = partial(self._segments.load, is_starting=current is None or not current.complete)
-        loads = [self._pool.submit(rank, partial(load, entry)) for rank, entry in enumerate(missing, first_rank)]
+        loads = [self._pool.submit(rank, partial(load, entry, is_first=rank == FIRST)) for rank, entry in enumerate(missing, first_rank)]
         try:
             for at, entry in enumerate(missing):
                 try:

@@ -43,7 +43,8 @@ class LoadPool:
         self._queue: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []
         self._arrivals = count()
         self._idle = 0
-        self._first, self._others = 0, 0  # works up to rank `FIRST`, and others before `LAST`, that are under way
+        self._first, self._others, self._last = 0, 0, 0  # works under way: up to rank `FIRST`, up to `LAST`, and of that
+        self._asked = 0  # works of rank `ASKED` that are under way or wait
         self._closed = False
         self._wake = threading.Condition()
 
@@ -54,6 +55,7 @@ class LoadPool:
             if self._closed:
                 future.cancel()
                 return future
+            self._asked += rank == ASKED
             heapq.heappush(self._queue, (rank, next(self._arrivals), future, work))
             if len(self._queue) > self._idle and len(self._threads) < (2 if rank == ASKED else 1) * self._most:
                 thread = threading.Thread(target=self._run, name=f"load-{len(self._threads)}", daemon=True)
@@ -61,6 +63,12 @@ class LoadPool:
                 thread.start()
             self._wake.notify()
         return future
+
+    def give_way(self) -> None:
+        """Wait until nothing is under way that a search waits for; for work of rank `LAST` to call now and then."""
+        with self._wake:
+            while self._asked and not self._closed:
+                self._wake.wait()
 
     def close(self) -> None:
         """Cancel what waits, and let the threads end."""
@@ -90,8 +98,11 @@ class LoadPool:
     def _count(self, rank: int, by: int) -> None:
         if rank <= FIRST:
             self._first += by
+            self._asked += by * (rank == ASKED and by < 0)
         elif rank < LAST:
             self._others += by
+        else:
+            self._last += by
         if by < 0 and not self._first:  # what waited for it may begin
             self._wake.notify_all()
 
@@ -99,7 +110,10 @@ class LoadPool:
         if not self._queue:
             return False
         rank = self._queue[0][0]
-        return rank <= FIRST or (not self._first and (rank < LAST or not self._others))
+        if rank <= FIRST:
+            return True
+        # of `LAST` so few that a thread is left for what they give way to
+        return not self._first and (rank < LAST or (not self._others and self._last < max(1, self._most // 2)))
 
 
 def _do(future: Future[Any], work: Callable[[], Any]) -> None:

@@ -37,8 +37,8 @@ from query.load_pool import ASKED, LAST, LoadPool
 RUN_CHUNKS = 16
 """Most chunks of one request: who waits for the last one of it waits for all."""
 GAP_CHUNKS = 1
-"""Chunks that nobody asked for are read along where they lie between two that somebody did: they are needed later, and a request costs more (it and the
-store's answer take 2.3 ms of processors, a chunk in a longer one 1.3)."""
+"""Chunks that nobody asked for are read along where they lie between two that somebody did: they are needed later, and a request costs more (it and
+the answer take 2.3 ms of processors, a chunk in a longer one 1.3)."""
 RETRY_SECONDS, DAMAGED_SECONDS = 1.0, 30.0
 """How long nothing more is read behind other work after a store did not answer, and after it gave wrong bytes."""
 _MISSING, _COMING, _HERE = 0, 1, 2
@@ -175,13 +175,13 @@ class PartialFile:
             runs = list(_runs(np.flatnonzero(self._states == _MISSING), self._states))
             self._queued, self.error = len(runs), None
         for first, stop in runs:
-            pool.submit(LAST, partial(_fill, weakref.ref(self), first, stop))
+            pool.submit(LAST, partial(_fill, weakref.ref(self), first, stop, pool.give_way))
 
-    def _fill(self, first: int, stop: int) -> None:
+    def _fill(self, first: int, stop: int, give_way: Callable[[], None]) -> None:
         try:
             if self.error is None:
                 for run in self._claimed(np.arange(first, stop)):
-                    self._read(*run)
+                    self._read(*run, give_way)
         except HeadwaterError as error:
             self.error = error
             self._retry_at = time.monotonic() + (DAMAGED_SECONDS if isinstance(error, CorruptError) else RETRY_SECONDS)
@@ -190,9 +190,9 @@ class PartialFile:
                 self._queued -= 1
 
     # ---- reading --------------------------------------------------------------------------------------------------
-    def _read(self, first: int, stop: int) -> None:
+    def _read(self, first: int, stop: int, between: Callable[[], None] = lambda: None) -> None:
         try:
-            read_again(lambda: self._get(self._next(first, stop), stop))
+            read_again(lambda: self._get(self._next(first, stop), stop, between))
         except OSError as error:
             raise unwritable(error) from error
         finally:
@@ -209,7 +209,7 @@ class PartialFile:
         """The first chunk of a run that is not here: what is here may be looked at, and is not written again."""
         return first + int(np.argmax(self._states[first:stop] != _HERE))
 
-    def _get(self, first: int, stop: int) -> None:
+    def _get(self, first: int, stop: int, between: Callable[[], None]) -> None:
         key, at, end = self.entry.key, first * CHUNK_BYTES, min(stop * CHUNK_BYTES, self.entry.size_bytes)
         blocks = self._store.blocks(key, self._block_bytes, at, end - at)
         if blocks is None:
@@ -229,6 +229,7 @@ class PartialFile:
                 with self._changed:
                     self._states[number] = _HERE
                     self._changed.notify_all()
+                between()
         if at != end:
             raise CorruptError(f"{key}: it ends at byte {at}, the manifest says {self.entry.size_bytes}", hint=_RESTORE)
 
@@ -336,11 +337,11 @@ def _at_once(work: Callable[[], None]) -> Future[None]:
     return future
 
 
-def _fill(reference: weakref.ref[PartialFile], first: int, stop: int) -> None:
+def _fill(reference: weakref.ref[PartialFile], first: int, stop: int, give_way: Callable[[], None]) -> None:
     """A run of a file that somebody still needs."""
     file = reference()
     if file is not None:
-        file._fill(first, stop)
+        file._fill(first, stop, give_way)
 
 
 def _discard(descriptor: int, path: Path) -> None:

@@ -38,6 +38,8 @@ from vectors.quantizer import Quantizer
 ROW_BYTES = 64
 """Of each row: hashes of its id twice, offsets, times, bits."""
 NUMBER_BYTES = 8
+FIRST_CHUNKS = 64
+"""A search looks at the refine codes of some 100 rows, which lie in two thirds and more of the chunks of a part of that size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class SegmentLoader:
             with contextlib.suppress(HeadwaterError):
                 self._indexes.get(name, generation)
 
-    def load(self, entry: SegmentEntry, *, is_starting: bool = False) -> LoadedSegment:
+    def load(self, entry: SegmentEntry, *, is_starting: bool = False, is_first: bool = False) -> LoadedSegment:
         """Get, check and open a segment; coded fields are in their logical indexes when this returns.
 
         Parameters
@@ -127,7 +129,9 @@ class SegmentLoader:
         entry : SegmentEntry
             What the manifest says of it.
         is_starting : bool
-            Its partition does not serve all of a manifest yet: searches may wait for it.
+            Its partition does not serve all of a manifest yet: searches may wait for it, and its refine codes may come later.
+        is_first : bool
+            Its partition serves nothing yet. A search among so few rows wants most chunks of refine codes, so that all come at once.
 
         Raises
         ------
@@ -141,7 +145,7 @@ class SegmentLoader:
         where = entry.parts.get(ROWS_PART)
         if where is None:
             raise CorruptError(f"segment {entry.segment_id} has no part {ROWS_PART}", hint="restore the manifest from a backup")
-        opened = {field.name: self._field_part(entry, field, is_starting) for field in self._index.fields}
+        opened = {field.name: self._field_part(entry, field, is_starting, is_first) for field in self._index.fields}
         held = self._node.memory.hold(_memory_bytes(entry, [part for part, _ in opened.values()]), f"segment {entry.segment_id}")
         rows = read_rows_part(self._node.cache.open(where), where.key)
         if rows.batch.num_rows != entry.rows:
@@ -154,12 +158,15 @@ class SegmentLoader:
             file.fill(self._node.pool)
         return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts, texts, filters, coming)
 
-    def _field_part(self, entry: SegmentEntry, field: FieldRecord, is_starting: bool) -> tuple[FieldPart | CodedPart | None, PartialRefine | None]:
+    def _field_part(
+        self, entry: SegmentEntry, field: FieldRecord, is_starting: bool, is_first: bool
+    ) -> tuple[FieldPart | CodedPart | None, PartialRefine | None]:
         """A field's part, and who brings its refine codes where they come later."""
         part = entry.parts.get(FIELD_PART_PREFIX + field.name)
         if part is None:
             return None, None
-        opened = self._node.cache.open_partly(part) if is_starting else self._node.cache.open(part)
+        partly = is_starting and not (is_first and part.size_bytes <= FIRST_CHUNKS * CHUNK_BYTES)
+        opened = self._node.cache.open_partly(part) if partly else self._node.cache.open(part)
         if not isinstance(opened, PartialFile):
             return read_field_part(opened, field, part.key), None
         refine = _bring_all_but_refine(opened)
