@@ -43,8 +43,8 @@ class LoadPool:
         self._queue: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []
         self._arrivals = count()
         self._idle = 0
-        self._first, self._others, self._last = 0, 0, 0  # works under way: up to rank `FIRST`, up to `LAST`, and of that
         self._asked = 0  # works of rank `ASKED` that are under way or wait
+        self._first, self._others, self._last = 0, 0, 0  # works under way: of rank `FIRST`, `LAST`, and between
         self._closed = False
         self._wake = threading.Condition()
 
@@ -96,24 +96,29 @@ class LoadPool:
                 self._count(rank, -1)
 
     def _count(self, rank: int, by: int) -> None:
-        if rank <= FIRST:
+        if rank == ASKED:
+            self._asked -= by < 0
+        elif rank == FIRST:
             self._first += by
-            self._asked += by * (rank == ASKED and by < 0)
         elif rank < LAST:
             self._others += by
         else:
             self._last += by
-        if by < 0 and not self._first:  # what waited for it may begin
+        if by < 0:
             self._wake.notify_all()
 
     def _may_begin(self) -> bool:
-        if not self._queue:
+        """Whether the next work may begin: other than `ASKED` on `threads` threads at most, so that one is always left for what others wait for."""
+        rank = self._queue[0][0] if self._queue else None
+        if rank is None or rank == ASKED:
+            return rank is not None
+        if self._first + self._others + self._last >= self._most:
             return False
-        rank = self._queue[0][0]
-        if rank <= FIRST:
+        if rank == FIRST:
             return True
-        # of `LAST` so few that a thread is left for what they give way to
-        return not self._first and (rank < LAST or (not self._others and self._last < max(1, self._most // 2)))
+        if self._first or self._asked:
+            return False
+        return rank < LAST or (not self._others and self._last < max(1, self._most // 2))
 
 
 def _do(future: Future[Any], work: Callable[[], Any]) -> None:

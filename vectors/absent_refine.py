@@ -103,7 +103,7 @@ class AbsentRefine:
 
 
 def ask(missing: list[tuple[RefineSource, NDArray[np.int64]]]) -> None:
-    """Ask all sources at once, and wait for all."""
+    """Ask all sources at once, each for rows of its segment, shape (n,), and wait for all."""
     waits = [source.ask(rows) for source, rows in missing]
     for wait in waits:
         wait()

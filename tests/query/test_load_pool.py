@@ -79,3 +79,27 @@ def test_a_closed_pool_cancels(pool: LoadPool, works: Works) -> None:
     pool.close()
     assert waits.cancelled() and pool.submit(FIRST, lambda: works("never")).cancelled()
     assert "never" not in works.begun
+
+
+def test_a_thread_is_always_left_for_what_other_work_waits_for(works: Works) -> None:
+    pool = LoadPool(1)
+    submit(pool, works, ASKED, "one", "two")  # both threads are there now
+    wait_until(lambda: sorted(works.begun) == ["one", "two"])
+    submit(pool, works, 1, "a", "b")
+    submit(pool, works, LAST, "last")
+    works.end("one")
+    works.end("two")
+    wait_until(lambda: works.begun[2:] == ["a"])
+    submit(pool, works, ASKED, "three")
+    wait_until(lambda: works.begun[2:] == ["a", "three"])
+    gave_way = threading.Event()
+    waiting = threading.Thread(target=lambda: (pool.give_way(), gave_way.set()))
+    waiting.start()
+    for name in ("a", "b", "last"):
+        works.end(name)
+    assert not gave_way.is_set()
+    works.end("three")
+    wait_until(lambda: works.begun[2:] == ["a", "three", "b", "last"])
+    waiting.join(10)
+    assert gave_way.is_set()
+    pool.close()
