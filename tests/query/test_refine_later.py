@@ -55,7 +55,8 @@ class Watched(MemoryStore):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of which even a test's segment has many."""
+    """Chunks of which even a test's segment has many, and too many for a first segment to come whole."""
+    monkeypatch.setattr("query.segments.FIRST_CHUNKS", 4)
     for module in ("contracts.footer_file", "query.partial_file", "query.segments"):
         monkeypatch.setattr(f"{module}.CHUNK_BYTES", CHUNK_BYTES)
 
@@ -279,3 +280,11 @@ def test_flat_parts_and_segments_in_which_rows_have_no_vector_come_whole(tmp_pat
         assert {name for name, _ in told(view.snapshot(), list(got))} == {"flat1", "some1"}
     finally:
         view.stop()
+
+
+def test_a_first_segment_of_few_chunks_comes_whole_and_others_do_not(
+    made: Writer, start: Start, holding: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("query.segments.FIRST_CHUNKS", 64)
+    segments = start().snapshot().views[0].loaded.segments.values()
+    assert [segment.missing_bytes > 0 for segment in segments] == [True, False], "the newest is the last"
