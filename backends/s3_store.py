@@ -10,6 +10,7 @@ client repeats puts, so that a commit whose answer was lost meets its own object
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import random
 import re
@@ -202,7 +203,7 @@ class S3Store:
             found = self._found("GET", key, headers, preload_content=False)
         except AnswerError as answer:
             if answer.status == 416:  # the range begins at or behind the object's end: there is an object, and nothing of it
-                return HTTPResponse(b"", status=416)
+                return HTTPResponse(io.BytesIO(), status=416, preload_content=False)
             raise
         if found is not None and headers and found.status != 206:
             found.close()

@@ -148,6 +148,18 @@ def test_an_object_comes_in_blocks_of_the_size_that_is_asked_for(store: ObjectSt
         store.blocks("../x", 10)
 
 
+def test_blocks_of_a_stretch_end_with_it_or_with_the_object(store: ObjectStore, base: str) -> None:
+    data = secrets.token_bytes(1000)
+    store.put_if_absent(f"{base}/some", data)
+    for start, length in ((0, 10), (300, 500), (990, 50), (0, 1000), (7, None), (10, 0), (1000, 5), (2000, 5)):
+        found = store.blocks(f"{base}/some", 64, start, length)
+        assert found is not None and b"".join(found) == data[start : None if length is None else start + length], (start, length)
+    assert store.blocks(f"{base}/nothing", 64, 5, 5) is None and store.blocks(f"{base}/nothing", 64, 5, 0) is None
+    for wrong in ((-1, 5), (0, -1)):
+        with pytest.raises(SettingsError):
+            store.blocks(f"{base}/some", 64, *wrong)
+
+
 def test_head_tells_size_tag_and_time_as_the_listing_does(store: ObjectStore, base: str) -> None:
     key = f"{base}/sized"
     store.put_if_absent(key, b"x" * 1234)
