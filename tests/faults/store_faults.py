@@ -46,16 +46,20 @@ class Refuse:
 class StoreThen:
     """The store does what it was asked and its answer is lost: an error stands in its place, or the connection is reset.
 
-    `then` is called in between, while the client still waits: it may kill the client.
+    `then` is called in between, while the client still waits: it may kill the client. With `only_stored` the answer to what the store refused is
+    not lost: somebody else was faster.
     """
 
     status: int | None
     then: Callable[[Request], None] = lambda request: None
+    only_stored: bool = False
     statuses: list[int] = field(default_factory=list)
     """What the store really answered."""
 
     async def __call__(self, request: Request, forward: Forward) -> Answer:
         answer = await forward(request)
+        if self.only_stored and answer.status != 200:
+            return answer
         self.statuses.append(answer.status)
         self.then(request)
         if self.status is None:

@@ -241,3 +241,11 @@ def test_a_store_that_is_gone_is_told_as_a_reset(proxy: HttpProxy, store: S3Stor
     proxy.rules = [Rule(anything, Refuse(500))]
     with pytest.raises(UnavailableError, match="500"):
         store.get("k")
+
+
+def test_an_answer_is_lost_of_what_was_stored_alone(proxy: HttpProxy, store: S3Store) -> None:
+    store.put_if_absent("m/1", b"{}")
+    told: list[str] = []
+    proxy.rules = [Rule(is_put("m/"), StoreThen(None, lambda request: told.append(request.key), only_stored=True))]
+    assert store.put_if_absent("m/1", b"other") is PutOutcome.EXISTS and told == []
+    assert store.put_if_absent("m/2", b"{}") is PutOutcome.UNKNOWN and told == ["m/2"]
