@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator
 
 import pytest
 from kafka.producer.transaction_manager import NO_PRODUCER_EPOCH, NO_PRODUCER_ID, ProducerIdAndEpoch
 
 from backends import kafka_producer
 from backends.kafka_producer import KafkaProducer
-from backends.open_log import open_log
 from contracts.errors import HeadwaterError, UnavailableError
-from contracts.log import Log, TopicSpec
-from contracts.settings import Settings
+from contracts.log import Log
 
-pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-def log(kafka_settings: Settings) -> Iterator[Log]:
-    opened = open_log(kafka_settings)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def topic(log: Log) -> Iterator[str]:
-    name = f"headwater-test.producer-{time.time_ns()}"
-    log.create_topic(TopicSpec(name, partitions=1, retention_ms=-1))
-    yield name
-    log.delete_topic(name)
+pytestmark = [pytest.mark.kafka, pytest.mark.parametrize("log", ["kafka"], indirect=True)]
 
 
 def opened(log: Log) -> KafkaProducer:
