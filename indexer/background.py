@@ -55,6 +55,11 @@ class Background(Generic[Result]):
         finished, self._finished, self._thread = self._finished, None, None
         return finished
 
+    def wait(self, timeout_seconds: float) -> None:
+        """Wait for the job to end, at most that long; it is taken as ever."""
+        if self._thread is not None:
+            self._thread.join(timeout_seconds)
+
     def close(self, timeout_seconds: float) -> None:
         """Ask the job to end, and wait for it that long."""
         self._stop.set()

@@ -1,7 +1,7 @@
 """The build worker of one index: follows its share of the vectors topic and commits what grows.
 
-    assign -> claim and seek -> poll -> feed -> seal and commit -> announce
-    beside it: train, re-encode flat segments (`indexer.coding`)
+    assign -> claim and seek -> poll -> feed -> commit what is sealed -> announce -> begin the next seal
+    beside it, a thread each: seal one segment; train or re-encode flat segments (`indexer.coding`)
 
 Takes: partitions from the consumer group, positions from manifests. Gives: commit notices. Owns: one `PartitionBuilder` per partition.
 Never: claims a partition again at once after it was fenced: only if the group assigns it again, or still leaves it here much later.
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from functools import partial
 
 from ulid import ULID
 
@@ -20,6 +22,7 @@ from contracts.errors import CorruptError, DataLossError, FencedError, Headwater
 from contracts.log import CommittedOffset, GroupReader, LogProducer, LogRecord
 from contracts.manifest import Manifest
 from indexer.announce import announce
+from indexer.background import Background
 from indexer.coding import IndexCoding
 from indexer.index_codecs import IndexCodecs
 from indexer.partition_builder import PartitionBuilder
@@ -29,7 +32,8 @@ from indexer.stage_lag import StageLag
 from indexer.ulids import UlidSource
 
 logger = logging.getLogger(__name__)
-POLL_SECONDS = 0.1
+POLL_SECONDS, SEALING_POLL_SECONDS = 0.1, 0.02
+"""How long a turn waits for records: while a segment is being sealed no longer than its commit may wait."""
 RETRY_SECONDS = 1.0
 METRICS_SECONDS = 5.0
 FENCED_SEALS = 2
@@ -55,8 +59,11 @@ class BuildWorker:
         self.builders: dict[int, PartitionBuilder] = {}
         self.codecs = IndexCodecs(engines.store, collection, index)
         self.coding = IndexCoding(engines, collection, self.codecs, self.ulids)
+        self._seals: Background[None] = Background(f"seal-{collection.name}")
+        self._sealing: tuple[int, PartitionBuilder] | None = None
+        self._full: frozenset[int] = frozenset()
         self._starts: dict[int, float] = {}
-        self._retry_commit: dict[int, float] = {}
+        self._retry_at: dict[int, float] = {}
         self._metrics_due = 0.0
         self._lag = StageLag(engines, collection, index.vectors_topic, "index")
         self._owned: frozenset[int] = frozenset()
@@ -69,7 +76,7 @@ class BuildWorker:
         self.is_active = record.active_index == self.index.name
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set. What has grown but is not sealed stays in the log, where the next builder finds it."""
+        """Work until `stop` is set. What has grown but is not committed stays in the log, where the next builder finds it."""
         self._producer = self.engines.log.producer()
         opened: list[LogProducer | GroupReader] = []
         try:
@@ -79,6 +86,7 @@ class BuildWorker:
                 self._turn(reader, stop)
         finally:
             self.coding.close()
+            self._seals.close(self.engines.settings.stop_seconds / 4)  # its objects belong to no manifest, but the store is closed next
             for closable in (*opened, self._producer):
                 try:
                     closable.close()
@@ -94,10 +102,12 @@ class BuildWorker:
             for record in records:
                 builder = self.builders.get(record.partition)
                 if builder is not None and record.offset >= builder.vectors_offset:
-                    self._guard(record.partition, lambda b=builder, r=record: b.feed(r))
-            for partition in list(self.builders):
-                self._commit_if_due(partition, reader)
+                    self._guard(record.partition, partial(builder.feed, record))
+            self._settle_seal()
+            for partition in [partition for partition, builder in self.builders.items() if builder.pending is not None]:
+                self._commit(partition, reader)
             self._commit_coded()
+            self._begin_seal()
             self._report()
         except UnavailableError as error:
             logger.warning("the log or store does not answer, trying again: %s", error)
@@ -110,9 +120,13 @@ class BuildWorker:
                 self._starts[partition] = again
 
     def _poll(self, reader: GroupReader) -> list[LogRecord]:
-        """The next records of all partitions; one whose next record was truncated has been built by somebody else, who committed that far."""
+        """The next records of partitions that may grow; one whose next record was truncated was built by somebody else, who committed that far."""
+        full = frozenset(partition for partition, builder in self.builders.items() if builder.is_full)
+        reader.pause(full - self._full)
+        reader.resume(self._full - full)
+        self._full = full
         try:
-            return reader.poll(POLL_SECONDS)
+            return reader.poll(POLL_SECONDS if self._seals.is_free else SEALING_POLL_SECONDS)
         except DataLossError:
             held = self.engines.log.bounds(self.index.vectors_topic)
             positions = {partition: position for partition in held if (position := position_of(reader, partition)) >= 0}
@@ -145,7 +159,7 @@ class BuildWorker:
     def _drop(self, partition: int) -> None:
         self.builders.pop(partition, None)
         self._starts.pop(partition, None)
-        self._retry_commit.pop(partition, None)
+        self._retry_at.pop(partition, None)
 
     def _start_partitions(self, reader: GroupReader) -> None:
         now = self.engines.clock.monotonic_seconds()
@@ -161,9 +175,9 @@ class BuildWorker:
             except CorruptError as error:
                 self._stop_partition(partition, error)
 
-    def _guard(self, partition: int, work: object) -> None:
+    def _guard(self, partition: int, work: Callable[[], object]) -> None:
         try:
-            work()  # type: ignore[operator]
+            work()
         except FencedError as error:
             self._let_go(partition, error)
         except CorruptError as error:
@@ -179,11 +193,35 @@ class BuildWorker:
         logger.error("partition %d is stopped, the others go on: %s", partition, error)
         self.engines.metrics.records.labels(self.collection.name, "index", "stopped").inc()
 
-    def _commit_if_due(self, partition: int, reader: GroupReader) -> None:
-        builder = self.builders[partition]
-        now = self.engines.clock.monotonic_seconds()
-        if not builder.is_due() or self._retry_commit.get(partition, 0.0) > now:
+    def _begin_seal(self) -> None:
+        """Seal the segment that has been due for longest, in a thread: meanwhile the next ones grow."""
+        if not self._seals.is_free:
             return
+        due = [partition for partition, builder in self.builders.items() if builder.pending is None and self._may_try(partition) and builder.is_due()]
+        due = [partition for partition in due if not self.coding.holds(partition)]
+        if due:
+            partition = min(due, key=lambda each: self.builders[each].started_at)
+            builder = self.builders[partition]
+            builder.close_segment()
+            self._sealing = partition, builder
+            self._seals.start(lambda stop: builder.seal())
+
+    def _settle_seal(self) -> None:
+        """Take note of a seal that ended; its error is the partition's, if that still has the same builder."""
+        finished = self._seals.take()
+        if finished is None or self._sealing is None:
+            return
+        (partition, builder), self._sealing = self._sealing, None
+        error = finished.error
+        if error is not None and self.builders.get(partition) is builder:
+
+            def fail() -> None:
+                raise error
+
+            self._try(partition, "seal", fail)
+
+    def _commit(self, partition: int, reader: GroupReader) -> None:
+        builder = self.builders[partition]
 
         def commit() -> None:
             read = builder.commit()
@@ -191,11 +229,18 @@ class BuildWorker:
                 self._announce(read.manifest)
                 reader.commit(partition, CommittedOffset(read.manifest.checkpoint.vectors_offset))
 
+        if self._may_try(partition):
+            self._try(partition, "commit", commit)
+
+    def _may_try(self, partition: int) -> bool:
+        return self._retry_at.get(partition, 0.0) <= self.engines.clock.monotonic_seconds()
+
+    def _try(self, partition: int, what: str, work: Callable[[], None]) -> None:
         try:
-            self._guard(partition, commit)
+            self._guard(partition, work)
         except (UnavailableError, SnapshotError) as error:
-            logger.warning("the commit of partition %d is not settled, trying again: %s", partition, error)
-            self._retry_commit[partition] = now + RETRY_SECONDS
+            logger.warning("the %s of partition %d is not settled, trying again: %s", what, partition, error)
+            self._retry_at[partition] = self.engines.clock.monotonic_seconds() + RETRY_SECONDS
 
     def _commit_coded(self) -> None:
         """Commit a flat part that was re-encoded in the background, if there is one, between two seals."""

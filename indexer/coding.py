@@ -38,11 +38,12 @@ Outcome = Trained | RecodedPart | None
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What runs: for a training its partition and fields, for a re-encoding its partition and the flat part's key."""
+    """What runs: for a training its partition and fields, for a re-encoding its partition and the flat part's key, `again` where it came too late."""
 
     partition: int
     names: frozenset[str] = frozenset()
     key: str = ""
+    again: bool = False
 
 
 class IndexCoding:
@@ -84,8 +85,8 @@ class IndexCoding:
         ready = self._ready
         if ready is not None:
             builder = builders.get(ready.partition)
-            if builder is not None and builder.pending is not None:
-                return None  # a seal whose outcome is unknown comes first
+            if builder is not None and builder.is_committing:
+                return None  # what is being sealed has older ULIDs by now, and goes first
             self._ready = None
             return ready if builder is not None else None
         if self._background.is_free and self.engines.clock.monotonic_seconds() >= self._not_before:
@@ -97,8 +98,12 @@ class IndexCoding:
     def upload_again(self, part: RecodedPart, builder: PartitionBuilder) -> None:
         """A part came too late for its ULID: store it under a new one, then hand it out again."""
         place = self._place(builder)
-        self._task = _Task(part.partition, key=part.replaced.key)
+        self._task = _Task(part.partition, key=part.replaced.key, again=True)
         self._background.start(lambda stop: upload_again(place, part))
+
+    def holds(self, partition: int) -> bool:
+        """True while a part of the partition is stored again: begin no seal, which would overtake it once more."""
+        return self._task.again and self._task.partition == partition and not self._background.is_free
 
     def retry_later(self) -> None:
         """Begin nothing for a while."""

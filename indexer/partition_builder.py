@@ -1,15 +1,18 @@
 """The builder of one partition: accepted batches in, committed segments out. Read `feed` and `commit` first.
 
-    accept (chain rule) -> grow -> seal -> upload parts -> commit the manifest -> announce
+    accept (chain rule) -> grow -> close -> seal: decide, code, upload parts -> commit the manifest -> announce
 
 Takes: records of the vectors topic from the manifest's checkpoint on. Gives: segments, delete deltas, ledgers, manifests.
-Owns: one claim, one growing segment, the exchange of a flat
-part for a coded one. Never: cuts inside a batch; commits what does not begin exactly at the checkpoint.
+Owns: one claim, one growing segment and one that is being sealed, the exchange of a flat part for a coded one.
+Never: cuts inside a batch; commits what does not begin exactly at the checkpoint; seals two segments at a time.
+
+`seal` may run in another thread than the rest, one call at a time: it takes what `close_segment` put aside, and what it leaves is `pending`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +56,19 @@ class GrowingSegment:
     size_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ClosedSegment:
+    """A growing segment that takes no more rows: it is being sealed, or waits to be.
+
+    `manifest` was the newest one when it was closed; the segment covers the log from `base` to `checkpoint`.
+    """
+
+    growing: GrowingSegment
+    manifest: Manifest
+    base: Checkpoint
+    checkpoint: Checkpoint
+
+
 @dataclass(slots=True)
 class PendingCommit:
     """A sealed segment on its way into the manifest; kept until its outcome is known.
@@ -68,6 +84,7 @@ class PendingCommit:
     ledger: LedgerEntry
     newest_ulid: str
     generation: Mapping[str, int]
+    coded: frozenset[str]
 
 
 class PartitionBuilder:
@@ -94,6 +111,7 @@ class PartitionBuilder:
         self.live = LiveRows(self.engines.store, self.codecs)
         self.coded: set[str] = set()
         self.growing: GrowingSegment | None = None
+        self.closed: ClosedSegment | None = None
         self.pending: PendingCommit | None = None
 
     def start(self) -> int:
@@ -124,7 +142,7 @@ class PartitionBuilder:
         self.checkpoint = manifest.checkpoint
         self.vectors_offset = manifest.checkpoint.vectors_offset
         self.chain = Chain(manifest.incarnation, manifest.media_topic_id, manifest.checkpoint.media_offset)
-        self.growing, self.pending = None, None
+        self.growing, self.closed, self.pending = None, None, None
 
     # ---- grow --------------------------------------------------------------------------------------------------------
 
@@ -153,8 +171,8 @@ class PartitionBuilder:
         self.engines.metrics.records.labels(self.collection.name, "index", "accepted").inc(batch.num_rows)
 
     def is_due(self) -> bool:
-        """True when the growing segment should be sealed, or a sealed one still waits for its commit."""
-        if self.pending is not None:
+        """True when the growing segment should be sealed, or one before it still waits for its seal or its commit."""
+        if self.is_committing:
             return True
         growing = self.growing
         if growing is None:
@@ -162,10 +180,47 @@ class PartitionBuilder:
         age = self.engines.clock.monotonic_seconds() - growing.started_at
         return should_seal(growing.rows, growing.size_bytes, age, self.engines.settings)
 
+    @property
+    def is_committing(self) -> bool:
+        """True from the moment when a segment takes no more rows until it is committed."""
+        return self.closed is not None or self.pending is not None
+
+    @property
+    def is_full(self) -> bool:
+        """True when the growing segment has its size while the one before it is not committed: feed nothing more, memory is bounded so."""
+        growing = self.growing
+        return growing is not None and self.is_committing and should_seal(growing.rows, growing.size_bytes, 0, self.engines.settings)
+
+    @property
+    def started_at(self) -> float:
+        """When the oldest rows that are in no manifest came, by the monotonic clock; infinity where there are none."""
+        oldest = self.growing if self.closed is None else self.closed.growing
+        return math.inf if oldest is None else oldest.started_at
+
     # ---- seal and commit ---------------------------------------------------------------------------------------------
 
+    def close_segment(self) -> bool:
+        """Put the growing segment aside for `seal`; what is fed from now on grows into the next one. False where there is none to be sealed."""
+        if self.growing is not None and not self.is_committing:
+            end = Checkpoint(vectors_offset=self.vectors_offset, media_offset=self.chain.expected)
+            self.closed, self.growing = ClosedSegment(self.growing, self.manifest, self.checkpoint, end), None
+        return self.closed is not None
+
+    def seal(self) -> None:
+        """Decide, code and upload the closed segment; it is `pending` then. Any thread may do so, while the others feed.
+
+        Raises
+        ------
+        UnavailableError
+            The store does not answer: the segment is still closed; call again.
+        """
+        closed = self.closed
+        if closed is not None:
+            self.pending = self._seal(closed)
+            self.closed = None
+
     def commit(self) -> ReadManifest | None:
-        """Seal what has grown (or take up the commit whose outcome is unknown) and commit it; None when there is nothing.
+        """Commit what is sealed (the outcome of an earlier try may be unknown), after sealing what has grown; None when there is nothing.
 
         Raises
         ------
@@ -174,14 +229,14 @@ class PartitionBuilder:
         UnavailableError
             Store or outcome unknown: everything is kept; call again.
         """
+        if self.pending is None and self.close_segment():
+            self.seal()
         if self.pending is None:
-            if self.growing is None:
-                return None
-            self.pending = self._seal(self.growing)
-            self.growing = None  # what is fed while this commit is open grows into the next segment
+            return None
         pending = self.pending
         with self.engines.metrics.commit.labels(self.collection.name).time():
             read = self.committer.commit(pending.base, lambda manifest: self._change(manifest, pending), pending.commit_id)
+        self.coded |= pending.coded
         self._take(read.manifest)
         self.checkpoint = pending.checkpoint
         self.pending = None
@@ -240,26 +295,26 @@ class PartitionBuilder:
         self.manifest = manifest
         self.coded &= {entry.key for segment in manifest.segments for entry in segment.parts.values()}
 
-    def _seal(self, growing: GrowingSegment) -> PendingCommit:
-        sealed = self._decide(growing)
-        checkpoint = Checkpoint(vectors_offset=self.vectors_offset, media_offset=self.chain.expected)
-        segment_id = self.ulids.mint()
-        chosen = {record.name: quantizer for record in self.index.fields if (quantizer := self.codecs.chosen(record, self.manifest))}
-        entry = self._upload_segment(segment_id, sealed, checkpoint, chosen) if sealed.rows.num_rows else None
+    def _seal(self, closed: ClosedSegment) -> PendingCommit:
+        sealed = self._decide(closed)
+        segment_id, checkpoint = self.ulids.mint(), closed.checkpoint
+        chosen = {record.name: quantizer for record in self.index.fields if (quantizer := self.codecs.chosen(record, closed.manifest))}
+        entry = self._upload_segment(segment_id, sealed, closed, chosen) if sealed.rows.num_rows else None
         ledger_ulid = self.ulids.mint()
         ledger = LedgerEntry(
             object=self._upload(ledger_ulid, "ledger", encode_ledger(sealed.ledger)),
-            start_offset=self.checkpoint.media_offset,
+            start_offset=closed.base.media_offset,
             next_offset=checkpoint.media_offset,
         )
         generation = {name: quantizer.number for name, quantizer in chosen.items()}
-        return PendingCommit(self.ulids.mint(), sealed, self.checkpoint, checkpoint, entry, ledger, ledger_ulid, generation)
+        coded = frozenset(() if entry is None else (entry.parts[FIELD_PART_PREFIX + name].key for name in chosen))
+        return PendingCommit(self.ulids.mint(), sealed, closed.base, checkpoint, entry, ledger, ledger_ulid, generation, coded)
 
-    def _decide(self, growing: GrowingSegment) -> SealedSegment:
+    def _decide(self, closed: ClosedSegment) -> SealedSegment:
         try:
-            return self._seal_on(self.manifest, growing)
+            return self._seal_on(closed.manifest, closed.growing)
         except SnapshotError:  # a segment with an older row was compacted away; the newest manifest has the row elsewhere
-            return self._seal_on(self.source.head().manifest, growing)
+            return self._seal_on(self.source.head().manifest, closed.growing)
 
     def _seal_on(self, manifest: Manifest, growing: GrowingSegment) -> SealedSegment:
         def prior(ids: Sequence[str]) -> Sequence[VersionOrder | None]:
@@ -272,8 +327,9 @@ class PartitionBuilder:
 
         return seal(growing.batches, self.collection, self.index, prior, bases)
 
-    def _upload_segment(self, segment_id: str, sealed: SealedSegment, checkpoint: Checkpoint, quantizers: Mapping[str, Quantizer]) -> SegmentEntry:
-        frame = SegmentFrame.of(sealed.rows, self.checkpoint.media_offset, checkpoint.media_offset, self.collection.schema_version)
+    def _upload_segment(self, segment_id: str, sealed: SealedSegment, closed: ClosedSegment, quantizers: Mapping[str, Quantizer]) -> SegmentEntry:
+        offsets = closed.base.media_offset, closed.checkpoint.media_offset
+        frame = SegmentFrame.of(sealed.rows, *offsets, self.collection.schema_version)
         rows_part = write_rows_part(sealed.rows, frame.meta(self.source.partition), sealed.ids)
         self.live.remember(segment_id, sealed.ids)
         parts = {ROWS_PART: self._upload(segment_id, ROWS_PART, rows_part)}
@@ -283,7 +339,6 @@ class PartitionBuilder:
             data, statistics = field_part(record, *sealed.vectors[record.name], quantizer)
             parts[name] = self._upload(segment_id, name, data)
             if quantizer is not None:
-                self.coded.add(parts[name].key)
                 self.engines.metrics.set_coding(self.collection.name, record.name, quantizer.number, statistics)
         return frame.entry(segment_id, parts)
 

@@ -360,7 +360,7 @@ class Meeting:
         site.clock.advance(choice.choice([0, 1, KEEP_SECONDS, 10 * KEEP_SECONDS]))
         what = choice.randrange(4)
         try:
-            if what == 0 and site.builder.growing is None and site.builder.pending is None:
+            if what == 0 and site.builder.growing is None and not site.builder.is_committing:
                 site.commit(*random_items(choice, IDS, choice.randrange(1000)))
             elif what == 1:
                 self.compactor.compact()

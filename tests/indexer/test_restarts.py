@@ -73,6 +73,12 @@ class Built:
     def turn(self) -> None:
         self.worker._turn(self.reader, self.stop)
 
+    def seal(self) -> None:
+        """A turn that begins a seal, and one that commits it."""
+        self.turn()
+        self.worker._seals.wait(30)
+        self.turn()
+
     def embed(self, item_id: str) -> None:
         end = self.end()
         produce(self.engines, self.collection, 0, [item_id])
@@ -96,7 +102,7 @@ def test_a_fenced_builder_whose_group_leaves_it_the_partition_claims_it_again_la
     built.turn()
     Committer(built.source.chain, "builder", f"other-{ULID()}", clock, lambda: None).claim()
     clock.advance(2 * seal_seconds)
-    built.turn()
+    built.seal()
     assert not built.worker.builders, "it was fenced"
     clock.advance(FENCED_SEALS * seal_seconds / 2)
     built.turn()
@@ -106,7 +112,7 @@ def test_a_fenced_builder_whose_group_leaves_it_the_partition_claims_it_again_la
     built.turn()
     built.turn()
     clock.advance(2 * seal_seconds)
-    built.turn()
+    built.seal()
     assert built.live() == {"first", "second"}
     built.reader.close()
 
@@ -132,7 +138,7 @@ def test_a_builder_whose_next_batch_another_one_committed_and_maintenance_trunca
     built.turn()
     built.turn()
     clock.advance(2 * engines.settings.seal_seconds)
-    built.turn()
+    built.seal()
     assert built.live() == {"first", "second"}
     built.reader.close()
 

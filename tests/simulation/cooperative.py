@@ -18,6 +18,7 @@ import backends.catalog.manifests
 import backends.catalog.objects
 import backends.log_rules
 import backends.memory_log
+import indexer.background
 import indexer.commit
 import indexer.embed_worker
 import indexer.slice_queue
@@ -163,7 +164,7 @@ class Cooperative:
         bits, milliseconds = self.rng, lambda: int(self.scheduler.now * 1000)
         generator = ulid.ULIDGenerator(milliseconds, lambda _: bits.getrandbits(80).to_bytes(10, "big"), ulid.PureRandomPolicy())
         with ExitStack() as stack:
-            for module in (indexer.embed_worker, indexer.slice_queue, indexer.watchdog, query.follow, query.tail_reader):
+            for module in (indexer.background, indexer.embed_worker, indexer.slice_queue, indexer.watchdog, query.follow, query.tail_reader):
                 stack.enter_context(mock.patch.object(module, "threading", self.threading))
             for module in (backends.catalog.manifests, backends.catalog.objects, backends.memory_log):
                 stack.enter_context(mock.patch.object(module, "time", self.time))
