@@ -220,7 +220,7 @@ class EmbedWorker:
                 if partition in self.paused:
                     self._hold(reader, partition, scan, start)
                     continue
-                earlier = self.book.earlier(reader, partition, start)
+                earlier = self.book.start(reader, partition, start)
                 if is_careful(earlier, start):
                     self._begin_walk(partition, start, earlier.careful_next)
                 else:
