@@ -27,6 +27,7 @@ from contracts.media_origin import rejected_unread
 from indexer.attempts import REJECT_AFTER, AttemptBook
 from indexer.decode import Decoder
 from indexer.embed import embed_slices
+from indexer.media_history import HistoryReader, MediaHistory
 from indexer.publish import ACKNOWLEDGE_SECONDS, Publisher
 from indexer.slices import DecodedItem, DecodedSlice, FetchedSlice, Rejection, rejected_row
 
@@ -111,7 +112,9 @@ class CarefulWalk:
     def _read(self) -> tuple[LogRecord | None, int]:
         """The next record of the walk and the offset behind it; offsets that the log skips belong to the record that follows them."""
         if self._reader is None:
-            self._reader = self._engines.log.reader(self._collection.source_topic, {self.partition: self.offset})
+            log_reader = self._engines.log.reader(self._collection.source_topic, {self.partition: self.offset})
+            self._reader = HistoryReader(log_reader, MediaHistory(self._engines, self._collection))
+            self._reader.seek(self.partition, self.offset)
         for record in self._reader.poll(POLL_SECONDS, max_records=1):
             return (record, record.offset + 1) if record.offset < self.end else (None, self.end)
         return None, max(self.offset, min(self.end, self._reader.position(self.partition)))

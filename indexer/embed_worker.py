@@ -29,6 +29,7 @@ from indexer.attempts import AttemptBook, is_careful
 from indexer.careful import Walks
 from indexer.decode import Decoder
 from indexer.embed import check_spaces, embed_slices
+from indexer.media_history import HistoryGroupReader, MediaHistory
 from indexer.partition_run import PartitionRun
 from indexer.partition_source import ChainScan, PartitionSource
 from indexer.publish import Publisher
@@ -103,7 +104,8 @@ class EmbedWorker:
         """
         publisher = Publisher(self.engines, self.collection, self.index, self._produce_failed)
         try:
-            reader = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
+            group = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
+            reader = HistoryGroupReader(group, MediaHistory(self.engines, self.collection))
         except BaseException:
             publisher.close()
             raise
@@ -335,17 +337,11 @@ class EmbedWorker:
 
     def _embed(self, slices: Sequence[DecodedSlice]) -> bool:
         """Embed slices, again and again while a remote encoder is away: that rejects nothing; False when the worker stops meanwhile."""
+        most_items = self.engines.settings.embed_batch_items
         while not self._stop.is_set():
             try:
                 with self.engines.metrics.stage.labels("embed").time():
-                    embed_slices(
-                        slices,
-                        self.index,
-                        self.encoder,
-                        self.engines.settings.embed_batch_items,
-                        self.collection.on_partial,
-                        self.collection.on_reject,
-                    )
+                    embed_slices(slices, self.index, self.encoder, most_items, self.collection.on_partial, self.collection.on_reject)
                 return True
             except UnavailableError as error:
                 logger.warning("the encoder does not answer, trying again: %s", error)

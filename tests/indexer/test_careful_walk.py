@@ -46,6 +46,14 @@ class SkippingReader:
     def poll(self, timeout_seconds: float, max_records: int = 500) -> list[LogRecord]:
         return [self.records.pop(0)] if self.records else []
 
+    def pause(self, partitions: list[int]) -> None:
+        pass
+
+    resume = pause
+
+    def seek(self, partition: int, offset: int) -> None:
+        pass
+
     def position(self, partition: int) -> int:
         return self.records[0].offset if self.records else self.end
 
