@@ -266,7 +266,7 @@ class EmbedWorker:
         self._walks.begin(partition, start, max(careful_next, start + least))
 
     def _walk_one(self, reader: GroupReader) -> None:
-        """Work on one record of the first walk; polling goes on between two, so that the group keeps this member."""
+        """Work on the first walk for a moment; polling goes on in between, so that the group keeps this member."""
         ended = self._walks.step(reader)
         if ended is not None:
             self._restarts[ended.partition] = self.engines.clock.monotonic_seconds() + (0.0 if ended.is_done else RETRY_SECONDS)

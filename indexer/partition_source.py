@@ -98,7 +98,7 @@ class PartitionSource:
                 raise DataLossError(
                     f"{where}: offsets {media_offset} to {bounds.start_offset} were removed by retention before they were embedded; {error.message}",
                     hint="raise the topic's retention, then give them up, and the partition goes on by itself: "
-                    f"`headwater skip {self.collection.name} --partition {self.partition} --to earliest`",
+                    f"`headwater skip {self.collection.name} --partition {self.partition} --to earliest`, or to the next offset that is archived",
                 ) from None
         if media_offset > bounds.next_offset:
             raise DataLossError(
