@@ -14,9 +14,9 @@ test:            ## everything, on real Kafka and MinIO
 	@$(PYTHON) -m deploy.setup dev
 	@$(PYTHON) -m deploy.run_tests $(ARGS)
 
-test-fast:       ## no servers, no model, no browser; three workers on two cores, since a third of their time is waiting
+test-fast:       ## no servers, no model, no browser; four workers on two cores, since half of their time is waiting
 	@$(PYTHON) -m deploy.setup dev
-	@$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not kafka and not minio and not model and not browser and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 4 --dist loadfile -m "not kafka and not minio and not model and not browser and not slow" $(ARGS)
 
 simulate:        ## the whole protocol by seeds, and each planted bug; ARGS="--seeds 10000"
 	@$(PYTHON) -m deploy.setup dev

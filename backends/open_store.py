@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from backends.folder_store import FolderStore
 from backends.memory_store import open_memory_store
-from backends.s3_store import S3Store
 from backends.store_rules import MeteredStore
 from contracts.addresses import is_loopback
 from contracts.errors import SettingsError
 from contracts.metrics import Metrics
 from contracts.settings import Settings
 from contracts.store import ObjectStore
+
+if TYPE_CHECKING:
+    from backends.s3_store import S3Store
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
 _SYSTEM_FOLDERS = frozenset("bin boot data dev etc home lib media mnt opt proc root run sbin srv sys tmp usr var".split())
@@ -94,6 +97,8 @@ def folder_of_url(url: SplitResult) -> Path:
 
 
 def _open_s3(url: SplitResult, settings: Settings, metrics: Metrics | None) -> S3Store:
+    from backends.s3_store import S3Store  # its client takes as long to import as everything else here: only where it is used
+
     bucket = url.path.strip("/")
     if not url.hostname or not _BUCKET.match(bucket):
         raise SettingsError(f"store_url names no host, or {bucket!r} is no bucket name", hint="write s3://HOST:PORT/BUCKET")

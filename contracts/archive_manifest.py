@@ -90,6 +90,22 @@ class ArchiveManifest(ChainedModel):
         at = bisect_right(self.lost, offset, key=lambda run: run.start_offset) - 1
         return at >= 0 and offset < self.lost[at].next_offset
 
+    def holds(self, offset: int) -> bool:
+        """True where the archive says what lay at the offset, be it nothing."""
+        return self.origin_offset <= offset < self.checkpoint.media_offset and not self.is_lost(offset)
+
+    def gap_end(self, offset: int) -> int:
+        """The next offset for which a tar speaks, or that is lost, or the checkpoint."""
+        starts = (entry.start_offset for entry in (*self.tars, *self.lost) if entry.start_offset > offset)
+        return min(starts, default=self.checkpoint.media_offset)
+
+    def held_from(self, next_offset: int) -> int:
+        """First offset from which on nothing is missing up to `next_offset`; that itself where the archive holds nothing before it."""
+        if self.checkpoint.media_offset < next_offset:
+            return next_offset
+        lost = (run.next_offset for run in self.lost if run.start_offset < next_offset)
+        return min(next_offset, max((self.origin_offset, *lost)))
+
     @property
     def records(self) -> int:
         """Records in all tars."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -102,6 +103,19 @@ class TarIndex:
         """The record at a media offset, or None for a gap."""
         at = self._at.get(offset)
         return None if at is None else self._row(at)
+
+    def run(self, offset: int, most_records: int, most_bytes: int) -> tuple[list[IndexRow], bool]:
+        """Records from a media offset on, the first one whatever its size; True where they are the last ones of the tar."""
+        first = bisect_left(self.offsets, offset)
+        rows: list[IndexRow] = []
+        left_bytes = most_bytes
+        for at in range(first, min(len(self.offsets), first + most_records)):
+            row = self._row(at)
+            left_bytes -= row.size_bytes
+            if rows and left_bytes < 0:
+                break
+            rows.append(row)
+        return rows, first + len(rows) == len(self.offsets)
 
     def rows(self) -> list[IndexRow]:
         """All records, in offset order."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,11 @@ def error_classes(root: type[errors.HeadwaterError] = errors.HeadwaterError) -> 
             yield from error_classes(child)
 
 
-def _codes_of(tree: ast.AST) -> Iterator[tuple[str, str]]:
+@cache
+def _codes_of(source: str) -> tuple[tuple[str, str], ...]:
     """Codes of a module with the name of what carries them: ``code="..."`` in a call, ``code = "..."`` in a class."""
-    for node in ast.walk(tree):
+    codes: list[tuple[str, str]] = []
+    for node in ast.walk(ast.parse(source)) if "code" in source else ():
         if isinstance(node, ast.Call):
             found = [(keyword.value, ast.unparse(node.func)) for keyword in node.keywords if keyword.arg == "code"]
         elif isinstance(node, ast.ClassDef) and node.bases:
@@ -126,7 +129,8 @@ def _codes_of(tree: ast.AST) -> Iterator[tuple[str, str]]:
             found = [(value, ast.unparse(node.bases[0])) for value in assigned]
         else:
             continue
-        yield from ((value.value, kind) for value, kind in found if isinstance(value, ast.Constant) and isinstance(value.value, str))
+        codes += [(value.value, kind) for value, kind in found if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+    return tuple(codes)
 
 
 def codes_in_code() -> dict[str, str]:
@@ -134,7 +138,7 @@ def codes_in_code() -> dict[str, str]:
     found = {kind.code: kind.__name__ for kind in error_classes()}
     sources = [path.read_text() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     for source in sources:
-        for code, kind in _codes_of(ast.parse(source)) if "code" in source else ():
+        for code, kind in _codes_of(source):
             found.setdefault(code, kind if hasattr(errors, kind) else "HeadwaterError")
     for code in _written():
         if code not in errors.REJECT_REASONS and any(f'"{code}"' in source for source in sources):

@@ -25,7 +25,7 @@ from contracts.errors import SettingsError, SnapshotError
 from contracts.settings import load_settings
 from headwater.console import output, print_json, progress_bar
 from headwater.wiring import open_engines
-from indexer.reset import PlannedReset, catch_up, plan_reset
+from indexer.reset import PlannedReset, catch_up, earliest_offsets, offsets_for_time, plan_reset
 from indexer.skip import SkippedOffsets, plan_skip, skip
 
 RETRIES = 5
@@ -51,8 +51,8 @@ def chosen_partitions(record: CollectionRecord, partition: int | None) -> list[i
     return list(range(record.partitions)) if partition is None else [partition]
 
 
-def target_offsets(engines: Engines, record: CollectionRecord, partition: int | None, to: str) -> dict[int, int]:
-    """Offset of each chosen partition that `to` means: an offset, an RFC 3339 time, ``earliest`` or ``latest``.
+def target_offsets(engines: Engines, record: CollectionRecord, partition: int | None, to: str, from_archive: bool = False) -> dict[int, int]:
+    """Offset of each chosen partition that `to` means: an offset, an RFC 3339 time, ``earliest`` or ``latest``; of the archive, too, if it counts.
 
     Raises
     ------
@@ -60,17 +60,18 @@ def target_offsets(engines: Engines, record: CollectionRecord, partition: int | 
         It is none of these, or an offset for several partitions.
     """
     partitions = chosen_partitions(record, partition)
-    bounds = engines.log.bounds(record.source_topic)
     if to == "earliest":
-        return {p: bounds[p].start_offset for p in partitions}
+        earliest = earliest_offsets(engines, record, from_archive)
+        return {p: earliest[p] for p in partitions}
     if to == "latest":
+        bounds = engines.log.bounds(record.source_topic)
         return {p: bounds[p].next_offset for p in partitions}
     if to.isdecimal():
         if len(partitions) > 1:
             raise SettingsError(f"offset {to[:20]} means another record in each of {len(partitions)} partitions", hint="add --partition")
         return {partitions[0]: int(to)}
     try:
-        found = engines.log.offsets_for_time(record.source_topic, parse_time(to) // 1000)
+        found = offsets_for_time(engines, record, parse_time(to) // 1000, from_archive)
     except ValueError as error:
         raise SettingsError(f"{to[:40]!r} is no offset: {error}", hint="write an offset, an RFC 3339 time, earliest or latest") from None
     return {p: found[p] for p in partitions}
@@ -185,6 +186,9 @@ def reset(
     collection: Collection,
     to: Annotated[str, typer.Option("--to", help="Begin here: an offset (with --partition), an RFC 3339 time, or earliest (what is left).")],
     partition: Partition = None,
+    from_archive: Annotated[
+        bool, typer.Option("--from-archive", help="Begin before the media topic does: what it holds no longer comes from the archive.")
+    ] = False,
     wait: Annotated[bool, typer.Option(help="Wait until the new index has caught up, and switch to it; else `collection switch` does.")] = True,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -192,7 +196,7 @@ def reset(
     """Embed records again, backwards from an offset or time: in a new index, which answers once it has caught up with the old one."""
     with open_engines(load_settings()) as engines:
         record = CollectionCatalog(engines.store).get(collection)
-        planned = plan_reset(engines, record, target_offsets(engines, record, partition, to))
+        planned = plan_reset(engines, record, target_offsets(engines, record, partition, to, from_archive), from_archive)
         if not as_json:
             _print_reset(record, planned)
         confirm(f"Build another index of {record.name!r} from there?", yes)
@@ -215,10 +219,11 @@ def reset(
 
 
 def _print_reset(record: CollectionRecord, planned: Sequence[PlannedReset]) -> None:
-    table = Table("partition", "from offset", "embedded to", "to embed again", "rows that may be left out", title="new index", title_justify="left")
+    columns = ("partition", "from offset", "embedded to", "to embed again", "of them archived", "rows that may be left out")
+    table = Table(*columns, title="new index", title_justify="left")
     for one in planned:
         again = one.embedded_offset - one.origin_offset
-        table.add_row(*map(str, (one.partition, one.origin_offset, one.embedded_offset, again, one.left_out_rows)))
+        table.add_row(*map(str, (one.partition, one.origin_offset, one.embedded_offset, again, one.archived_offsets, one.left_out_rows)))
     output().print(table)
     if any(one.left_out_rows for one in planned):
         output().print(

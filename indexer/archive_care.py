@@ -21,7 +21,7 @@ from indexer.attempts import REJECT_AFTER, AttemptBook, is_careful
 
 logger = logging.getLogger(__name__)
 CAREFUL_RECORDS = 256
-"""Records that are walked one by one, each at the price of a question to the group and an answer, before the archiver is quick again."""
+"""Records that are walked one by one, each written down in the group first, before the archiver is quick again."""
 
 
 class ArchiveCare:
@@ -42,7 +42,7 @@ class ArchiveCare:
         """
         self._begun.pop(partition, None)
         self._careful.pop(partition, None)
-        earlier = self._book.earlier(reader, partition, offset)
+        earlier = self._book.start(reader, partition, offset)
         if is_careful(earlier, offset):
             self._careful[partition] = min(head, max(earlier.careful_next, offset + CAREFUL_RECORDS))
             logger.warning("partition %d: earlier archivers ended here; offsets %d to %d go one by one", partition, offset, self._careful[partition])

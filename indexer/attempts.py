@@ -53,17 +53,29 @@ class AttemptBook:
 
     def __init__(self) -> None:
         self._begun: dict[int, tuple[int, Attempts]] = {}  # partition -> where this life began, and what earlier lives left there
-        self._committed: dict[int, int] = {}  # partition -> the group's offset
+        self._stored: dict[int, tuple[int, Attempts]] = {}  # partition -> the group's offset and what it says, as this life read or wrote it last
+
+    def start(self, reader: GroupReader, partition: int, offset: int) -> Attempts:
+        """What earlier lives left behind at `offset`, where a partition starts (again): the group is asked, another member may have had it.
+
+        Raises
+        ------
+        UnavailableError
+            The group cannot be asked.
+        """
+        self._stored.pop(partition, None)
+        return self.earlier(reader, partition, offset)
 
     def earlier(self, reader: GroupReader, partition: int, offset: int) -> Attempts:
-        """What earlier lives left behind at `offset`; UnavailableError where the group cannot be asked."""
+        """What earlier lives left behind at `offset`; the group is asked only once, since nobody else writes while this life has the partition."""
         begun, before = self._begun.get(partition, (-1, Attempts()))
         if begun == offset:  # this life was here before, and goes on after an error that it survived
             return before
-        committed = reader.committed(partition)
-        self._committed[partition] = -1 if committed is None else committed.offset
-        found = Attempts() if committed is None else Attempts.from_metadata(committed.metadata)
-        return found if committed is not None and committed.offset == offset else Attempts(careful_next=found.careful_next)
+        if partition not in self._stored:
+            committed = reader.committed(partition)
+            self._stored[partition] = (-1, Attempts()) if committed is None else (committed.offset, Attempts.from_metadata(committed.metadata))
+        stored, found = self._stored[partition]
+        return found if stored == offset else Attempts(careful_next=found.careful_next)
 
     def begin(self, reader: GroupReader, partition: int, offset: int) -> None:
         """Write down that this life begins at `offset`, in company; returns when that is stored."""
@@ -82,9 +94,9 @@ class AttemptBook:
             self._write(reader, partition, offset, before, before)
 
     def _write(self, reader: GroupReader, partition: int, offset: int, before: Attempts, now: Attempts) -> None:
-        if self._committed.get(partition, -1) <= offset:
+        if self._stored.get(partition, (-1, now))[0] <= offset:
             reader.commit(partition, CommittedOffset(offset, now.to_metadata()), is_awaited=True)
-            self._committed[partition] = offset
+            self._stored[partition] = (offset, now)
         self._begun[partition] = (offset, before)
 
 

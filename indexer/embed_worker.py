@@ -29,6 +29,7 @@ from indexer.attempts import AttemptBook, is_careful
 from indexer.careful import Walks
 from indexer.decode import Decoder
 from indexer.embed import check_spaces, embed_slices
+from indexer.media_history import HistoryGroupReader, MediaHistory
 from indexer.partition_run import PartitionRun
 from indexer.partition_source import ChainScan, PartitionSource
 from indexer.publish import Publisher
@@ -103,7 +104,8 @@ class EmbedWorker:
         """
         publisher = Publisher(self.engines, self.collection, self.index, self._produce_failed)
         try:
-            reader = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
+            group = self.engines.log.group_reader(self.collection.source_topic, self.collection.group(self.index.name, "embed"))
+            reader = HistoryGroupReader(group, MediaHistory(self.engines, self.collection))
         except BaseException:
             publisher.close()
             raise
@@ -220,7 +222,7 @@ class EmbedWorker:
                 if partition in self.paused:
                     self._hold(reader, partition, scan, start)
                     continue
-                earlier = self.book.earlier(reader, partition, start)
+                earlier = self.book.start(reader, partition, start)
                 if is_careful(earlier, start):
                     self._begin_walk(partition, start, earlier.careful_next)
                 else:
@@ -264,7 +266,7 @@ class EmbedWorker:
         self._walks.begin(partition, start, max(careful_next, start + least))
 
     def _walk_one(self, reader: GroupReader) -> None:
-        """Work on one record of the first walk; polling goes on between two, so that the group keeps this member."""
+        """Work on the first walk for a moment; polling goes on in between, so that the group keeps this member."""
         ended = self._walks.step(reader)
         if ended is not None:
             self._restarts[ended.partition] = self.engines.clock.monotonic_seconds() + (0.0 if ended.is_done else RETRY_SECONDS)
@@ -335,17 +337,11 @@ class EmbedWorker:
 
     def _embed(self, slices: Sequence[DecodedSlice]) -> bool:
         """Embed slices, again and again while a remote encoder is away: that rejects nothing; False when the worker stops meanwhile."""
+        most_items = self.engines.settings.embed_batch_items
         while not self._stop.is_set():
             try:
                 with self.engines.metrics.stage.labels("embed").time():
-                    embed_slices(
-                        slices,
-                        self.index,
-                        self.encoder,
-                        self.engines.settings.embed_batch_items,
-                        self.collection.on_partial,
-                        self.collection.on_reject,
-                    )
+                    embed_slices(slices, self.index, self.encoder, most_items, self.collection.on_partial, self.collection.on_reject)
                 return True
             except UnavailableError as error:
                 logger.warning("the encoder does not answer, trying again: %s", error)

@@ -19,6 +19,7 @@ from contracts.log import LogReader, OffsetBounds
 from contracts.manifest import Manifest, ReadManifest
 from contracts.object_keys import CollectionKeys, PartitionKeys
 from contracts.vectors_batch import read_headers
+from indexer.media_history import MediaHistory
 
 logger = logging.getLogger(__name__)
 SCAN_POLL_SECONDS = 0.2
@@ -81,21 +82,24 @@ class PartitionSource:
         return ChainScan(self, manifest)
 
     def check_media_bounds(self, media_offset: int) -> None:
-        """Compare where the chain goes on with what the media topic still holds.
+        """Compare where the chain goes on with what the media topic, and below its start the archive, still hold.
 
         Raises
         ------
         DataLossError
-            Retention removed records that were never embedded, or the topic is shorter than what was.
+            Retention removed records that were not embedded, and the archive does not have them; or the topic is shorter than what was.
         """
         bounds = self.engines.log.bounds(self.collection.source_topic)[self.partition]
         where = f"{self.collection.name}: {self.collection.source_topic}/{self.partition}"
         if media_offset < bounds.start_offset:
-            raise DataLossError(
-                f"{where}: offsets {media_offset} to {bounds.start_offset} were removed by retention before they were embedded",
-                hint="raise the topic's retention, then give them up, and the partition goes on by itself: "
-                f"`headwater skip {self.collection.name} --partition {self.partition} --to earliest`",
-            )
+            try:
+                MediaHistory(self.engines, self.collection).read(self.partition, media_offset, 1)
+            except DataLossError as error:
+                raise DataLossError(
+                    f"{where}: offsets {media_offset} to {bounds.start_offset} were removed by retention before they were embedded; {error.message}",
+                    hint="raise the topic's retention, then give them up, and the partition goes on by itself: "
+                    f"`headwater skip {self.collection.name} --partition {self.partition} --to earliest`, or to the next offset that is archived",
+                ) from None
         if media_offset > bounds.next_offset:
             raise DataLossError(
                 f"{where}: the chain stands at {media_offset}, the topic ends at {bounds.next_offset}",

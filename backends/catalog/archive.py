@@ -119,6 +119,62 @@ class ArchiveReader:
         found = self._bytes(collection, partition, offset)
         return None if found is None else media_from_tar(found[0], media_sha256, found[1])
 
+    def read_run(
+        self, collection: CollectionRecord, partition: int, offset: int, most_records: int, most_bytes: int
+    ) -> tuple[list[LogRecord], int] | None:
+        """Records from a media offset on, by one range read, and the offset behind them; gaps and purged records are passed over.
+
+        Returns
+        -------
+        tuple or None
+            None where the archive does not hold `offset`: before it began, lost, not archived yet, or archived without its media.
+
+        Raises
+        ------
+        CorruptError
+            Stored bytes differ from their hash.
+        SnapshotError
+            A tar that the newest manifest names is gone.
+        UnavailableError
+            The store does not answer.
+        """
+        for is_retry in (False, True):
+            manifest = self._manifest(collection, partition, offset, is_retry)
+            if manifest is None or not manifest.holds(offset):
+                return None
+            tar = manifest.tar_of(offset)
+            if tar is None:
+                return [], manifest.gap_end(offset)
+            try:
+                return self._run(collection.source_topic, tar, offset, *self._index(tar).run(offset, most_records, most_bytes))
+            except SnapshotError:
+                if is_retry:
+                    raise
+        return None
+
+    def _run(self, topic: str, tar: TarEntry, offset: int, rows: list[IndexRow], are_last: bool) -> tuple[list[LogRecord], int] | None:
+        held = [(row, row.start) for row in rows if row.start is not None]
+        next_offset = tar.next_offset if are_last else rows[-1].offset + 1
+        if not held:
+            return [], next_offset
+        start, (last, last_start) = held[0][1], held[-1]
+        data = self.store.get_range(tar.key, start, last_start + last.size_bytes - start)
+        if data is None:
+            raise SnapshotError(f"object {tar.key} is gone", hint="reload the manifest")
+        records: list[LogRecord] = []
+        for row, at in held:
+            try:
+                mine = data[at - start : at - start + row.size_bytes]
+                record = from_tar(mine, topic, _check_record(mine, tar, row))
+            except CorruptError:
+                if row.offset == offset:
+                    raise
+                record = None
+            if record is None:  # what lies before it can be read: whoever comes as far as this is told
+                return None if row.offset == offset else (records, row.offset)
+            records.append(record)
+        return records, next_offset
+
     def _bytes(self, collection: CollectionRecord, partition: int, offset: int) -> tuple[bytes, str] | None:
         """A record's bytes in its tar, and how messages call them."""
         for is_retry in (False, True):
@@ -138,10 +194,7 @@ class ArchiveReader:
         data = self.store.get_range(tar.key, start, row.size_bytes)
         if data is None:
             raise SnapshotError(f"object {tar.key} is gone", hint="reload the manifest")
-        where = f"{tar.key} (offset {row.offset})"
-        if hashlib.sha256(data).digest() != row.sha256:
-            raise CorruptError(f"{where}: sha256 differs from the index's", hint="restore the object from a backup")
-        return data, where
+        return data, _check_record(data, tar, row)
 
     def _manifest(self, collection: CollectionRecord, partition: int, offset: int, is_stale: bool) -> ArchiveManifest | None:
         """A manifest that knows the offset, as far as there is one; the cached one where it does."""
@@ -176,3 +229,11 @@ class ArchiveReader:
             while size_bytes > INDEX_CACHE_BYTES and len(self._indexes) > 1:
                 size_bytes -= self._indexes.popitem(last=False)[1].size_bytes
         return found
+
+
+def _check_record(data: bytes, tar: TarEntry, row: IndexRow) -> str:
+    """How messages call a record of a tar, once its bytes equal the index's hash; CorruptError where they do not."""
+    where = f"{tar.key} (offset {row.offset})"
+    if hashlib.sha256(data).digest() != row.sha256:
+        raise CorruptError(f"{where}: sha256 differs from the index's", hint="restore the object from a backup")
+    return where

@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from bench.__main__ import main, workloads
 from bench.budget import BUDGETS, MOST_USUAL_SECONDS, ByRun, seconds_of
-from bench.generated_rows import FIRST_BLOCK_ROWS, MOST_ROWS, GeneratedRows, generated_rows, rows_of
+from bench.generated_rows import MOST_ROWS, GeneratedRows, generated_rows, rows_of
 from bench.prepared import PreparedIndex
 from bench.timing import LeftColumn, RunClock
 
@@ -81,15 +81,19 @@ def test_only_is_a_workload_as_an_option(capsys: pytest.CaptureFixture[str]) -> 
     assert refused.value.code == 2 and "W99, W98" in capsys.readouterr().err
 
 
-def test_rows_are_made_once_and_are_the_same_for_everybody() -> None:
+def test_rows_are_made_once_and_are_the_same_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    first_block = 500
+    monkeypatch.setattr("bench.generated_rows.FIRST_BLOCK_ROWS", first_block)
+    monkeypatch.setattr("bench.generated_rows.BLOCK_ROWS", first_block)
     rows = GeneratedRows(3)
     few = rows.first(10)
     assert not few.flags.writeable and np.shares_memory(few, rows.first(20))
     first = rows.first(100).copy()
-    more = rows.first(FIRST_BLOCK_ROWS + 5)
-    assert (more[:100] == first).all() and not np.isclose(more[:5], more[FIRST_BLOCK_ROWS:]).all(axis=1).any()
+    more = rows.first(first_block + 5)
+    assert (more[:100] == first).all() and not np.isclose(more[:5], more[first_block:]).all(axis=1).any()
     assert len(rows.first_clusters(30)) == 30 and rows.queries(4).shape == (4, 512)
-    assert np.linalg.norm(more[FIRST_BLOCK_ROWS:], axis=1) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(more[first_block:], axis=1) == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="more than"):
         rows.first(MOST_ROWS + 1)
+    monkeypatch.undo()  # these are everybody's
     assert generated_rows(1) is generated_rows(1) and rows_of(7, 1).dtype == np.float16

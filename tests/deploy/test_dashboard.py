@@ -16,7 +16,6 @@ import yaml
 
 from contracts.metrics import Metrics
 from deploy.grafana.dashboard import OVERVIEW, filled_in, legend, read_panels
-from deploy.grafana.picture import draw, shown
 from deploy.grafana.prometheus_api import QueryError, query_now
 from docs import generate
 from tests.deploy.live_stream import PROMETHEUS_FOLDER, RATE_SECONDS, answers, live_stream
@@ -111,6 +110,8 @@ def test_the_dashboard_reads_from_the_datasource_and_the_folder_that_are_provisi
 
 
 def test_values_are_shown_with_their_units_and_nothing_as_nothing() -> None:
+    from deploy.grafana.picture import shown  # matplotlib: half a second of every worker that only looks for its tests
+
     assert [shown(value, unit) for value, unit in ((0.0182, "s"), (75.0, "s"), (1536, "bytes"), (0.5, "percentunit"), (float("nan"), "s"))] == [
         "18.2 ms", "75 s", "1.5 KiB", "50 %", "no data",
     ]  # fmt: skip
@@ -151,6 +152,8 @@ def test_every_panel_shows_data_of_a_live_deployment_and_the_scrape_is_clean(tmp
         assert checked.returncode == 0, (checked.stdout + checked.stderr).decode()
         firing = {series.labels["alertname"] for series in query_now(prometheus_url, 'ALERTS{alertstate="firing"}')}
         assert not firing - NO_ALERT_ON_A_GOOD_DAY
+        from deploy.grafana.picture import draw
+
         draw(prometheus_url, 1.0, RATE_SECONDS).savefig(tmp_path / "overview.png")
         assert (tmp_path / "overview.png").stat().st_size > 50_000
         with pytest.raises(QueryError, match="parse error"):

@@ -16,6 +16,7 @@ from kafka.errors import NoError
 from kafka.structs import OffsetAndMetadata
 
 from backends.catalog.admin import CollectionRequest, create_collection, delete_collection
+from backends.catalog.archive import archive_chain
 from contracts.log import LogRecord, OffsetBounds, TopicSpec
 from contracts.partitioner import partition_of
 from headwater.client import HeadwaterClient
@@ -253,6 +254,32 @@ def forgotten_records(trial: Trial) -> None:
     trial.note(f"an operator gave up {sum(end - start for start, end in trial.given_up.values())} records")
 
 
+def overtaken_by_retention(trial: Trial) -> None:
+    """18: retention takes records that nobody has embedded, but the archive has them: embedding goes on from there, and nothing is lost."""
+    trial.wait_flowing()
+    trial.roles["embed"].kill()
+    stood = {partition: trial.checkpoint(partition) for partition in range(trial.record.partitions)}
+    trial.wait_acknowledged(300)
+    topic = trial.record.source_topic
+    kept = {partition: held.next_offset for partition, held in trial.engines.log.bounds(topic).items()}
+    chains = {partition: archive_chain(trial.engines.store, trial.record, partition) for partition in kept}
+    until(
+        lambda: all((read := chains[p].head()) is not None and read.manifest.checkpoint.media_offset >= offset for p, offset in kept.items()),
+        60,
+        "all that was sent by then is archived",
+        0.2,
+    )
+    with admin(trial) as client:
+        client.delete_records({TopicPartition(topic, partition): offset for partition, offset in kept.items()})
+    trial.start("embed")
+    until(lambda: all(trial.checkpoint(p) > offset for p, offset in kept.items()), 60, "embedding goes on in the topic", 0.1)
+    trial.note(f"the topic begins at {kept}, embedding stood at {stood} at most")
+
+
+def archived_request(trial: Trial) -> CollectionRequest:
+    return replace(Trial.request(trial), archive="on")
+
+
 # ---- 19, 20: another topic, more partitions ----------------------------------------------------------------------------
 
 
@@ -337,6 +364,14 @@ VARIANTS = [
     Variant(16, "a compacted topic", compacted_topic, roles=(), rate=0, request=compacted_request),
     Variant(17, "the groups' offsets lie", groups_lie),
     Variant(18, "retention took unread records", forgotten_records),
+    Variant(
+        18,
+        "retention took records that were archived and not embedded",
+        overtaken_by_retention,
+        roles=("embed", "index", "archive"),
+        request=archived_request,
+        settings={"archive_seconds": 1.0},
+    ),
     Variant(19, "the topic is made again", topic_made_again),
     Variant(20, "two partitions more", partitions_added, allowed=("partitions_differ",)),
 ]

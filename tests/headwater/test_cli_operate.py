@@ -7,12 +7,14 @@ import threading
 
 import pytest
 
+from backends.catalog.archive import archive_chain
 from backends.catalog.collections import CollectionCatalog
 from contracts.settings import load_settings
 from headwater.wiring import open_engines
+from indexer.archive_worker import ArchiveWorker
 from indexer.embed_role import run_embed
 from tests.headwater.conftest import Headwater
-from tests.indexer.conftest import produce
+from tests.indexer.conftest import eventually, produce, running
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_a_reset_begins_another_index_and_switch_refuses_it_until_it_has_caught_
     begun = json.loads(feed("reset", "feed", "--to", "earliest", "--no-wait", "--yes", "--json").out)
     name = begun["index"]
     assert begun["active_index"] == "main" and begun["partitions"][0] == {
-        "partition": 0, "origin_offset": 0, "embedded_offset": 3, "left_out_rows": 0,
+        "partition": 0, "origin_offset": 0, "embedded_offset": 3, "left_out_rows": 0, "archived_offsets": 0,
     }  # fmt: skip
     assert f"index {name}, which does not answer: 0 of 3 offsets embedded" in feed("collection", "describe", "feed").out
     ended = feed("collection", "switch", "feed", name)
@@ -95,6 +97,24 @@ def test_a_reset_begins_another_index_and_switch_refuses_it_until_it_has_caught_
     assert feed("collection", "drop-index", "feed", "main").code == 2
     assert "index main is dropped" in feed("collection", "drop-index", "feed", "main", "--yes").out
     assert feed("collection", "switch", "feed", "main").code == 2
+
+
+def test_a_reset_from_the_archive_begins_where_the_topic_no_longer_does(feed: Headwater) -> None:
+    fill(3)
+    feed("skip", "feed", "--to", "latest", "--yes")
+    with open_engines(load_settings(archive_seconds=0.1)) as engines:
+        record = CollectionCatalog(engines.store).get("feed")
+        with running(ArchiveWorker(engines, record).run):
+            eventually(lambda: (found := archive_chain(engines.store, record, 0).head()) is not None and found.manifest.checkpoint.media_offset == 3)
+        engines.log.truncate(record.source_topic, {0: 2})
+    refused = feed("reset", "feed", "--partition", "0", "--to", "0", "--yes")
+    assert refused.code == 2 and "the topic begins at 2, what is archived at 0" in refused.err and "--from-archive" in refused.err
+    shown = feed("reset", "feed", "--to", "earliest", "--from-archive")
+    assert shown.code == 2 and "of them archived" in shown.out and "this needs a yes" in shown.err
+    begun = json.loads(feed("reset", "feed", "--to", "earliest", "--from-archive", "--no-wait", "--yes", "--json").out)
+    assert begun["partitions"][0] == {
+        "partition": 0, "origin_offset": 0, "embedded_offset": 3, "left_out_rows": 0, "archived_offsets": 2,
+    }  # fmt: skip
 
 
 def test_a_reset_waits_for_the_workers_and_then_switches(feed: Headwater) -> None:

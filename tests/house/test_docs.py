@@ -21,7 +21,6 @@ from docs import generate
 
 DOCS = Path(generate.__file__).resolve().parent
 ROOT = DOCS.parent
-MADE = generate.pages()
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 REMEDY = "run `python -m docs.generate` (make docs) and read what changed"
 
@@ -31,14 +30,18 @@ def quoted(page: str) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", (DOCS / page).read_text()))
 
 
-@pytest.mark.parametrize("path", sorted(MADE), ids=lambda path: path.relative_to(DOCS).as_posix())
-def test_a_generated_page_is_what_the_code_makes_today(path: Path) -> None:
-    assert path.exists(), REMEDY
-    assert path.read_text() == MADE[path], f"{path.relative_to(ROOT)} is out of date: {REMEDY}"
+@pytest.fixture(scope="module")
+def made() -> dict[Path, str]:
+    return generate.pages()
 
 
-def test_making_the_pages_twice_makes_the_same_pages() -> None:
-    assert generate.pages() == MADE
+def test_generated_pages_are_what_the_code_makes_today(made: dict[Path, str]) -> None:
+    old = [path.relative_to(ROOT).as_posix() for path, text in made.items() if not path.exists() or path.read_text() != text]
+    assert len(made) > 20 and not old, f"out of date: {REMEDY}"
+
+
+def test_making_the_pages_twice_makes_the_same_pages(made: dict[Path, str]) -> None:
+    assert generate.pages() == made
 
 
 def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
