@@ -191,7 +191,7 @@ class SegmentLoader:
         check_quantizer(part, index.quantizer, where)
         places = None if rows is None else rows.astype(np.int64)
         lists = StoredLists(part.lists, index.quantizer, part.rows, where)
-        lease = index.add_segment(entry.rows, lists, part.refine, places, alone=is_starting, source=source)
+        lease = index.add_segment(entry.rows, lists, part.refine, places, is_starting=is_starting, source=source)
         recall = {int(nprobe): float(share) for nprobe, share in part.statistics.get("recall", {}).items()}
         return CodedColumn(Coding(index, (CodedSpan(lease, 0, entry.rows),), recall), rows)
 
