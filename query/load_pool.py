@@ -27,8 +27,8 @@ FIRST = 0
 LAST = sys.maxsize
 """The rank of what nobody waits for: it begins when nothing else is under way."""
 FIRST_SEARCH_SECONDS = 0.05
-"""How long nothing else is begun after the last work of rank `FIRST`, unless a search asked for something and has got it: who waits for a first answer
-asks now, and what has begun would take processors from it."""
+"""How long nothing else is begun after the last work of rank `FIRST`, unless a search asked for something and has got it: who waits for a first
+answer asks now, and what has begun would take processors from it."""
 
 
 class LoadPool:
