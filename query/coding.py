@@ -49,8 +49,10 @@ class Coder:
         Where they are found then.
     snapshot : callable
         The newest snapshot, which says what is gone.
-    is_starting : callable, optional
-        Whether the first load is under way: then nothing is made faster or anew, which would only take processors from it.
+    is_loading : callable, optional
+        Whether segments are loaded for the first time: then nothing is made faster or anew, which would only take processors from it.
+    is_filling : callable, optional
+        Whether refine codes of such segments still come. Their lists are put into a tier nevertheless, some time after the last one was loaded.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class Coder:
         partitions: Mapping[int, Partition],
         indexes: FieldIndexes,
         snapshot: Callable[[], CollectionSnapshot],
-        is_starting: Callable[[], bool] = lambda: False,
+        is_loading: Callable[[], bool] = lambda: False,
+        is_filling: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._name, self._partitions, self._indexes, self._snapshot, self._is_starting = name, partitions, indexes, snapshot, is_starting
+        self._name, self._partitions, self._indexes, self._snapshot = name, partitions, indexes, snapshot
+        self._is_loading, self._is_filling, self._loading_seen = is_loading, is_filling, monotonic()
         self._wake = threading.Event()
         self._stopping = False
         self._failed: set[tuple[str, str]] = set()
@@ -102,12 +106,15 @@ class Coder:
             view = partition.view
             if view is not None:
                 self._code(partition, view)
-        for (field, _), index in self._indexes.all().items() if not self._is_starting() else ():
-            if not self._stopping:
-                index.catch_up()
-            if not self._stopping and index.graph_due:
+        if self._is_loading():
+            self._loading_seen = monotonic()
+            return
+        is_filling = self._is_filling()
+        may_merge = not is_filling or monotonic() >= self._loading_seen + LOOK_SECONDS
+        for (field, _), index in self._indexes.all().items():
+            if not self._stopping and not is_filling and index.graph_due:
                 index.build_graph()
-            if not self._stopping and may_rebuild:
+            if not self._stopping and (may_merge if index.is_attached else may_rebuild and not is_filling):
                 self.rebuild(field, index)
 
     def rebuild(self, field: str, index: LogicalIndex, *, even_if_not_due: bool = False) -> None:

@@ -97,7 +97,7 @@ class CollectionView:
         self._tail = TailReader(engines, record, self.index, self._partitions, self._notice, self._node.memory)
         self._indexes = FieldIndexes(engines.store, record, self.index)
         self._numbers = FieldNumbersCache()
-        self._coder = Coder(record.name, self._partitions, self._indexes, self.snapshot, self._is_busy)
+        self._coder = Coder(record.name, self._partitions, self._indexes, self.snapshot, lambda: self._follower.starting, self._is_filling)
         self._segments = SegmentLoader(self._node, self.index, record.attributes, self._indexes)
         self._follower = self._new_follower()
         self._loads_early, self._started = True, False
@@ -258,11 +258,11 @@ class CollectionView:
         self._staleness.forget(expected)
         self._set_gauges(snapshot, self._staleness.seconds(expected, now), self._staleness.records(expected))
 
-    def _is_busy(self) -> bool:
-        """Whether processors are better left to loading: of segments for the first time, or of their refine codes."""
+    def _is_filling(self) -> bool:
+        """Whether refine codes are on their way."""
         views = [view for partition in self._partitions.values() if (view := partition.view) is not None]
         files = (file for view in views for segment in view.loaded.segments.values() for file in segment.coming)
-        return self._follower.starting or any(file.missing_bytes and file.error is None for file in files)
+        return any(file.missing_bytes and file.error is None for file in files)
 
     def _fill(self) -> None:
         """Go on with files of which something is missing, where the store did not give it."""

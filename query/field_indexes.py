@@ -51,6 +51,11 @@ class FieldIndexes:
                 found = self._made[field_name, generation] = LogicalIndex(self._quantizer(field_name, generation))
             return found
 
+    def prepare(self, field_name: str, generation: int) -> None:
+        """The same, for later, unless somebody is at it: then there is nothing to wait for. Raises as `get`."""
+        if not self._lock.locked():
+            self.get(field_name, generation)
+
     def _quantizer(self, field_name: str, generation: int) -> Quantizer:
         field, key = self._index.field(field_name), self._keys.generation(generation, field_name)
         if field is None:

@@ -30,6 +30,8 @@ SNAPSHOT_ATTEMPTS = 5
 """A manifest's objects can be compacted away while they are read; the newest manifest then has others."""
 PROGRESS_SECONDS = 0.2
 """How often what is loaded so far is told."""
+TOGETHER_SECONDS = 0.2
+"""How long a first segment waits at most for those of other partitions."""
 
 
 class PartitionLoader:
@@ -95,7 +97,7 @@ class PartitionLoader:
                 return self._chain.follow(current.read, version)
             except SnapshotError:
                 pass  # our version was collected: only a listing tells what came after
-        read = self._chain.head()
+        read = self._chain.listed()  # what is committed from now on is told by its notice, which lies behind this manifest's checkpoint
         if read is None:
             raise UnavailableError(
                 f"collection {self._record.name}: partition {self._chain.keys.partition} has no manifest yet", hint="wait; its creation is under way"
@@ -115,6 +117,8 @@ class PartitionLoader:
             for entry, segment in self._opened(missing, current, manifest.generation):
                 have[entry.segment_id] = segment
                 if on_progress is not None and monotonic() - told_at >= PROGRESS_SECONDS:
+                    if current is None:  # an answer from all partitions comes earlier where none from a few comes before
+                        self._pool.await_first(TOGETHER_SECONDS)
                     current = _loaded(read, have, deltas, current)
                     on_progress(current)
                     told_at = monotonic()
@@ -132,7 +136,7 @@ class PartitionLoader:
         if current is None and missing and generations:  # as large as some lists, and needed behind them
             self._pool.submit(FIRST, partial(self._segments.prepare, generations))
         load = partial(self._segments.load, is_starting=current is None or not current.complete)
-        loads = [self._pool.submit(rank, partial(load, entry, is_first=rank == FIRST)) for rank, entry in enumerate(missing, first_rank)]
+        loads = [self._pool.submit(rank, partial(load, entry, gives_way=rank != FIRST)) for rank, entry in enumerate(missing, first_rank)]
         try:
             for at, entry in enumerate(missing):
                 try:

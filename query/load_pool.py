@@ -1,8 +1,8 @@
 """The threads that load segments: of all partitions and collections of a node, the newest segment of each first.
 
 A partition that has nothing yet answers as soon as its first segment is there. Therefore that work has rank 0, and nothing else is begun while some
-of it is under way: beside it, others would take their share of network and processors, and the first answer would come as late as theirs. What a
-search waits for comes before that, and does not wait for a thread that is at other work.
+of it is under way, nor until the first search has had a moment: others would take their share of network and processors, and the first answer would
+come as late as theirs. What a search waits for comes before that, and does not wait for a thread that is at other work.
 
 Takes: work with a rank. Gives: futures. Owns: the threads and the order. Never: lets one partition's hundred segments go before another's first.
 """
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
+from time import monotonic
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -25,6 +26,9 @@ FIRST = 0
 """The rank of what a first answer waits for."""
 LAST = sys.maxsize
 """The rank of what nobody waits for: it begins when nothing else is under way."""
+FIRST_SEARCH_SECONDS = 0.05
+"""How long nothing else is begun after the last work of rank `FIRST`, unless a search asked for something and has got it: who waits for a first
+answer asks now, and what has begun would take processors from it."""
 
 
 class LoadPool:
@@ -45,6 +49,7 @@ class LoadPool:
         self._idle = 0
         self._asked = 0  # works of rank `ASKED` that are under way or wait
         self._first, self._others, self._last = 0, 0, 0  # works under way: of rank `FIRST`, `LAST`, and between
+        self._held_until = 0.0  # for work that is behind `FIRST`
         self._closed = False
         self._wake = threading.Condition()
 
@@ -65,10 +70,15 @@ class LoadPool:
         return future
 
     def give_way(self) -> None:
-        """Wait until nothing is under way that a search waits for; for work of rank `LAST` to call now and then."""
+        """Wait until nothing is under way that a search waits for; for work that comes behind `FIRST` to call now and then."""
         with self._wake:
             while self._asked and not self._closed:
                 self._wake.wait()
+
+    def await_first(self, timeout_seconds: float) -> None:
+        """Wait until no work of rank `FIRST` is under way or waits, or until time is over."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed or not (self._first or any(rank == FIRST for rank, *_ in self._queue)), timeout_seconds)
 
     def close(self) -> None:
         """Cancel what waits, and let the threads end."""
@@ -84,7 +94,8 @@ class LoadPool:
             with self._wake:
                 self._idle += 1
                 while not self._may_begin() and not self._closed:
-                    self._wake.wait()
+                    held_seconds = self._held_until - monotonic()
+                    self._wake.wait(held_seconds if held_seconds > 0 else None)
                 self._idle -= 1
                 if not self._queue:
                     return
@@ -98,8 +109,11 @@ class LoadPool:
     def _count(self, rank: int, by: int) -> None:
         if rank == ASKED:
             self._asked -= by < 0
+            if not self._asked:
+                self._held_until = 0.0
         elif rank == FIRST:
             self._first += by
+            self._held_until = monotonic() + FIRST_SEARCH_SECONDS
         elif rank < LAST:
             self._others += by
         else:
@@ -116,7 +130,7 @@ class LoadPool:
             return False
         if rank == FIRST:
             return True
-        if self._first or self._asked:
+        if self._first or self._asked or monotonic() < self._held_until:
             return False
         return rank < LAST or (not self._others and self._last < max(1, self._most // 2))
 

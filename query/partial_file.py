@@ -42,6 +42,8 @@ the answer take 2.3 ms of processors, a chunk in a longer one 1.3)."""
 RETRY_SECONDS, DAMAGED_SECONDS = 1.0, 30.0
 """How long nothing more is read behind other work after a store did not answer, and after it gave wrong bytes."""
 _MISSING, _COMING, _HERE = 0, 1, 2
+Do = Callable[[Callable[[], None]], "Future[None]"]
+"""Does something, now or later."""
 
 
 class PartialFile:
@@ -102,8 +104,8 @@ class PartialFile:
         return bool((self._states[chunks] == _HERE).all())
 
     # ---- what somebody waits for ----------------------------------------------------------------------------------
-    def bring(self, start: int, stop: int) -> None:
-        """Read the chunks that hold bytes ``[start, stop)``, in this thread.
+    def bring(self, start: int, stop: int, between: Callable[[], None] = lambda: None) -> None:
+        """Read the chunks that hold bytes ``[start, stop)``, in this thread, which does `between` after each.
 
         Raises
         ------
@@ -114,14 +116,14 @@ class PartialFile:
         UnavailableError
             The store does not answer, or the file cannot be written to.
         """
-        self._begin(np.arange(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)), _at_once)()
+        self._begin(np.arange(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)), _at_once, between)()
 
     def ask(self, chunks: NDArray[np.int64], pool: LoadPool) -> Callable[[], None]:
         """Begin to read chunks, shape (n,), ascending, before other work of the pool; what is given back waits for them, and raises as `bring`."""
         return self._begin(chunks, partial(pool.submit, ASKED))
 
-    def _begin(self, chunks: NDArray[np.int64], do: Callable[[Callable[[], None]], Future[None]]) -> Callable[[], None]:
-        futures = self._read_soon(chunks, do)
+    def _begin(self, chunks: NDArray[np.int64], do: Do, between: Callable[[], None] = lambda: None) -> Callable[[], None]:
+        futures = self._read_soon(chunks, do, between)
 
         def wait() -> None:
             pending = futures
@@ -135,14 +137,14 @@ class PartialFile:
                     self._changed.wait_for(lambda: not (self._states[chunks] == _COMING).any())
                     if self.has(chunks):
                         return
-                pending = self._read_soon(chunks, do)  # somebody else was to bring them, and could not
+                pending = self._read_soon(chunks, do, between)  # somebody else was to bring them, and could not
 
         return wait
 
-    def _read_soon(self, chunks: NDArray[np.int64], do: Callable[[Callable[[], None]], Future[None]]) -> list[Future[None]]:
+    def _read_soon(self, chunks: NDArray[np.int64], do: Do, between: Callable[[], None]) -> list[Future[None]]:
         futures = []
         for first, stop in self._claimed(chunks):
-            future = do(partial(self._read, first, stop))
+            future = do(partial(self._read, first, stop, between))
             future.add_done_callback(partial(self._let_go, first, stop))
             futures.append(future)
         return futures
@@ -190,7 +192,7 @@ class PartialFile:
                 self._queued -= 1
 
     # ---- reading --------------------------------------------------------------------------------------------------
-    def _read(self, first: int, stop: int, between: Callable[[], None] = lambda: None) -> None:
+    def _read(self, first: int, stop: int, between: Callable[[], None]) -> None:
         try:
             read_again(lambda: self._get(self._next(first, stop), stop, between))
         except OSError as error:

@@ -171,8 +171,12 @@ class RowColumns:
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> RowColumns:
         """Columns of an Arrow batch of stored rows."""
-        times = pc.fill_null(batch.column("event_time").cast(pa.int64()), pa.scalar(NEVER_US, pa.int64()))
-        return cls(batch.column("offset").to_numpy(), batch.column("item").to_numpy(), times.to_numpy())
+        stored = batch.column("event_time")
+        if stored.null_count == len(stored):  # one number for all, in no memory of its own
+            times = np.broadcast_to(np.int64(NEVER_US), len(stored))
+        else:
+            times = pc.fill_null(stored.cast(pa.int64()), pa.scalar(NEVER_US, pa.int64())).to_numpy()
+        return cls(batch.column("offset").to_numpy(), batch.column("item").to_numpy(), times)
 
 
 def _value_of(values: NDArray[np.int64]) -> Callable[[int], int]:

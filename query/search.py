@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -151,7 +152,7 @@ def _search_coded(
         return _scan_refine(queries, fetch, wanted.field, numbering, allowed)
     nlist, tiers = numbering.index.quantizer.nlist, snapshot.tiers[numbering.index]
     nprobe = min(nlist, effort.nprobe if effort.nprobe is not None else numbering.nprobe(effort.target_recall))
-    candidates = max(LEAST_CANDIDATES, REFINE_FACTOR * fetch)
+    candidates = _candidates(snapshot, numbering, fetch)
     settles = False
     if masks is not None:
         # The mask is made, so its count is no estimate, and with the bitmap at hand `post_filter` has nothing to save: both ways by lists are one.
@@ -171,6 +172,16 @@ def _search_coded(
         compared = [tiers.rows * nprobe // nlist] * len(queries)
     scores = flat.scores_of(distances, wanted.field.metric)
     return _Source(numbering.found(found, scores), compared)
+
+
+def _candidates(snapshot: CollectionSnapshot, numbering: Numbering, fetch: int) -> int:
+    """How many rows are found by code, to be compared again.
+
+    While a node starts, the refine code of each may have to be read first. A share of the rows then gets that share of candidates, which is as many
+    as a search of all rows would find among them: who is among the hits then is found now, at a tenth of the waiting.
+    """
+    candidates = max(LEAST_CANDIDATES, REFINE_FACTOR * fetch)
+    return max(fetch, ceil(candidates * snapshot.coverage)) if numbering.index.is_filling else candidates
 
 
 def _scan_refine(queries: NDArray[np.float32], fetch: int, field: FieldRecord, numbering: Numbering, allowed: Allowed) -> _Source:

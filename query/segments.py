@@ -7,7 +7,7 @@ Never: parses bytes whose sha256 was not checked, or keeps one of a segment's pa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,6 @@ from vectors.quantizer import Quantizer
 ROW_BYTES = 64
 """Of each row: hashes of its id twice, offsets, times, bits."""
 NUMBER_BYTES = 8
-FIRST_CHUNKS = 64
-"""A search looks at the refine codes of some 100 rows, which lie in two thirds and more of the chunks of a part of that size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +117,9 @@ class SegmentLoader:
         """Open the generations that segments will need, beside the first of them; what goes wrong is told where it is needed."""
         for name, generation in generations.items():
             with contextlib.suppress(HeadwaterError):
-                self._indexes.get(name, generation)
+                self._indexes.prepare(name, generation)
 
-    def load(self, entry: SegmentEntry, *, is_starting: bool = False, is_first: bool = False) -> LoadedSegment:
+    def load(self, entry: SegmentEntry, *, is_starting: bool = False, gives_way: bool = False) -> LoadedSegment:
         """Get, check and open a segment; coded fields are in their logical indexes when this returns.
 
         Parameters
@@ -129,9 +127,9 @@ class SegmentLoader:
         entry : SegmentEntry
             What the manifest says of it.
         is_starting : bool
-            Its partition does not serve all of a manifest yet: searches may wait for it, and its refine codes may come later.
-        is_first : bool
-            Its partition serves nothing yet. A search among so few rows wants most chunks of refine codes, so that all come at once.
+            Its partition does not serve all of a manifest yet: its refine codes may come later.
+        gives_way : bool
+            Reading stands still while searches wait for refine codes.
 
         Raises
         ------
@@ -145,7 +143,7 @@ class SegmentLoader:
         where = entry.parts.get(ROWS_PART)
         if where is None:
             raise CorruptError(f"segment {entry.segment_id} has no part {ROWS_PART}", hint="restore the manifest from a backup")
-        opened = {field.name: self._field_part(entry, field, is_starting, is_first) for field in self._index.fields}
+        opened = {field.name: self._field_part(entry, field, is_starting, gives_way) for field in self._index.fields}
         held = self._node.memory.hold(_memory_bytes(entry, [part for part, _ in opened.values()]), f"segment {entry.segment_id}")
         rows = read_rows_part(self._node.cache.open(where), where.key)
         if rows.batch.num_rows != entry.rows:
@@ -159,17 +157,16 @@ class SegmentLoader:
         return LoadedSegment(entry.segment_id, batch, rows.ids, RowColumns.of(batch), vectors, held, entry.parts, texts, filters, coming)
 
     def _field_part(
-        self, entry: SegmentEntry, field: FieldRecord, is_starting: bool, is_first: bool
+        self, entry: SegmentEntry, field: FieldRecord, is_starting: bool, gives_way: bool
     ) -> tuple[FieldPart | CodedPart | None, PartialRefine | None]:
         """A field's part, and who brings its refine codes where they come later."""
         part = entry.parts.get(FIELD_PART_PREFIX + field.name)
         if part is None:
             return None, None
-        partly = is_starting and not (is_first and part.size_bytes <= FIRST_CHUNKS * CHUNK_BYTES)
-        opened = self._node.cache.open_partly(part) if partly else self._node.cache.open(part)
+        opened = self._node.cache.open_partly(part) if is_starting else self._node.cache.open(part)
         if not isinstance(opened, PartialFile):
             return read_field_part(opened, field, part.key), None
-        refine = _bring_all_but_refine(opened)
+        refine = _bring_all_but_refine(opened, self._node.pool.give_way if gives_way else lambda: None)
         read = read_field_part(opened.view, field, part.key)
         if refine is None or not isinstance(read, CodedPart):
             return read, None
@@ -191,7 +188,7 @@ class SegmentLoader:
         check_quantizer(part, index.quantizer, where)
         places = None if rows is None else rows.astype(np.int64)
         lists = StoredLists(part.lists, index.quantizer, part.rows, where)
-        lease = index.add_segment(entry.rows, lists, part.refine, places, alone=is_starting, source=source)
+        lease = index.add_segment(entry.rows, lists, part.refine, places, is_starting=is_starting, source=source)
         recall = {int(nprobe): float(share) for nprobe, share in part.statistics.get("recall", {}).items()}
         return CodedColumn(Coding(index, (CodedSpan(lease, 0, entry.rows),), recall), rows)
 
@@ -209,7 +206,7 @@ def _memory_bytes(entry: SegmentEntry, parts: Iterable[FieldPart | CodedPart | N
     return total
 
 
-def _bring_all_but_refine(file: PartialFile) -> int | None:
+def _bring_all_but_refine(file: PartialFile, between: Callable[[], None]) -> int | None:
     """Bring what opening a coded part takes; gives the byte at which its refine codes begin, None where everything was brought."""
     size, key = file.entry.size_bytes, file.entry.key
     last = (size - 1) // CHUNK_BYTES
@@ -218,10 +215,10 @@ def _bring_all_but_refine(file: PartialFile) -> int | None:
         with contextlib.suppress(CorruptError, KeyError):  # else it is a flat part, or a damaged one: reading it will tell
             start, length = read_footer(file.view[tail:], key).places["refine"]
             if 0 < start < start + length <= size:
-                file.bring(0, start)
-                file.bring(start + length, size)
+                file.bring(0, start, between)
+                file.bring(start + length, size, between)
                 return start
-    file.bring(0, size)
+    file.bring(0, size, between)
     return None
 
 

@@ -65,6 +65,16 @@ def write_lists(lists: faiss.InvertedLists) -> bytes:
     return data
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RaisedLists:
+    """A segment's lists, to be searched and never changed: what `lists` say lies in `data`, and `owner` keeps them."""
+
+    lists: Any
+    owner: Any
+    data: NDArray[np.uint8]
+    rows: int
+
+
 class StoredLists:
     """A section of lists whose sizes and ids were checked; the bytes stay where they are.
 
@@ -96,14 +106,17 @@ class StoredLists:
 
     def copy_into(self, lists: Any, first_id: int) -> None:
         """Add all entries to other inverted lists of the generation, their ids raised by `first_id`; mostly without the interpreter's lock."""
-        if not self.rows:
-            return
-        raised = np.frombuffer(self._view, np.uint8).copy()
-        self._ids(raised.data)[self._id_places()] += first_id
+        if self.rows:
+            held = self.raised(first_id)
+            held.lists.copy_subset_to(lists, lists.SUBSET_TYPE_INVLIST, 0, lists.nlist)
+
+    def raised(self, first_id: int) -> RaisedLists:
+        """The lists in memory of their own, their ids raised by `first_id`: one copy of the section, of which faiss makes no other."""
+        data = np.frombuffer(self._view, np.uint8).copy()
+        self._ids(data.data)[self._id_places()] += first_id
         kind: Any = faiss  # its stubs lack the class
-        entries = faiss.read_InvertedLists(kind.ZeroCopyIOReader(faiss.swig_ptr(raised), len(raised)))  # its lists point into `raised`
-        owner: Any = holding(self._quantizer, entries, self.rows, owns=True)  # faiss hands them out without one
-        owner.invlists.copy_subset_to(lists, owner.invlists.SUBSET_TYPE_INVLIST, 0, lists.nlist)
+        lists = faiss.read_InvertedLists(kind.ZeroCopyIOReader(faiss.swig_ptr(data), len(data)))
+        return RaisedLists(lists, holding(self._quantizer, lists, self.rows, owns=True), data, self.rows)  # faiss hands them out without an owner
 
     def _ids(self, view: memoryview) -> NDArray[np.int64]:
         """The eight bytes at every place of the section as a number: codes and ids lie behind each other, at any place."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vectors import coarse_graph
 from vectors.absent_refine import AbsentRefine, Lease, RefineSource
-from vectors.inverted_lists import StoredLists
+from vectors.inverted_lists import RaisedLists, StoredLists
 from vectors.quantizer import EncodedRows, Quantizer
 from vectors.rebuild_policy import fits_whole, rebuild_due
 from vectors.refine_arena import RefineArena
@@ -48,7 +48,10 @@ class _Piece:
 
 @dataclass(slots=True, eq=False)
 class _Segment(_Piece):
+    """A segment; `attached` are its lists where they are searched as they are."""
+
     stored: StoredLists = field(kw_only=True)
+    attached: RaisedLists | None = field(default=None, init=False)
 
     def add_to(self, lists: Lists) -> None:
         lists.add_stored(self.stored, self.numbers.start)
@@ -120,16 +123,13 @@ class LogicalIndex:
         self._let_go: deque[_Piece] = deque()  # by finalizers, which may run anywhere
         self._removed_rows = 0
         self._row_bytes = quantizer.code_bytes + NUMBER_BYTES
-        self.tiers = self._tiers(self._lists(()), self._lists(()), self._lists(()))
+        self.tiers = Tiers(self._lists(()), LeftRight(self._lists(()), self._lists(())), self._searching)
 
     def _lists(self, pieces: Iterable[_Piece]) -> Lists:
         lists = Lists(self.quantizer.new_index())
         for piece in pieces:
             piece.add_to(lists)
         return lists
-
-    def _tiers(self, big: Lists, left: Lists, right: Lists) -> Tiers:
-        return Tiers(big, LeftRight(left, right), self._searching)
 
     # ---- what comes in --------------------------------------------------------------------------------------------
     def add_segment(
@@ -139,7 +139,7 @@ class LogicalIndex:
         refine: NDArray[np.uint8],
         places: NDArray[np.int64] | None = None,
         *,
-        alone: bool = False,
+        is_starting: bool = False,
         source: RefineSource | None = None,
     ) -> Lease:
         """Take in a segment's lists; findable when this returns, by whoever allows their numbers.
@@ -154,8 +154,8 @@ class LogicalIndex:
             shape (m, refine_bytes): refine codes of the rows that have a vector. Those of a mapped file are not copied where they begin at a page.
         places : NDArray[np.int64], optional
             shape (m,), the row of each refine code; code i is that of row i where it is None.
-        alone : bool
-            Searches may wait while the lists are copied, for some milliseconds; the second copy is left to `catch_up`.
+        is_starting : bool
+            Others come behind it: its lists are attached, which is quickest, and put into a tier by the next `rebuild`.
         source : RefineSource, optional
             Brings refine codes that are not here yet; row i of the segment has code i, and those that come appear in `refine`.
 
@@ -170,7 +170,10 @@ class LogicalIndex:
             if source is not None:  # what is copied must be here
                 source.bring_all()
             self._arena.place(None if places is None else places + numbers.start, numbers, refine)
-        lease = self._add(_Segment(numbers, stored.rows, True, stored=stored), mapped, alone=alone)
+        piece = _Segment(numbers, stored.rows, True, stored=stored)
+        if is_starting and piece.rows:
+            piece.attached = stored.raised(numbers.start)
+        lease = self._add(piece, mapped)
         if mapped and source is not None:
             lease.source = source
             self._absent.add(lease)
@@ -208,11 +211,13 @@ class LogicalIndex:
             piece.rows = stop
             self.tiers.small.write(lambda lists: piece.add_some(lists, start, stop))
 
-    def _add(self, piece: _Piece, mapped: bool, *, alone: bool = False) -> Lease:
+    def _add(self, piece: _Piece, mapped: bool) -> Lease:
         lease = Lease(piece.numbers, mapped)
         with self._writing:
-            if piece.rows:
-                (self.tiers.small.write_alone if alone else self.tiers.small.write)(piece.add_to)
+            if isinstance(piece, _Segment) and piece.attached is not None:
+                self.tiers = Tiers(self.tiers.big, self.tiers.small, self._searching, (*self.tiers.attached, piece.attached))
+            elif piece.rows:
+                self.tiers.small.write(piece.add_to)
             self._pieces.append(piece)
         weakref.finalize(lease, self._let_go.append, piece).atexit = False
         return lease
@@ -231,17 +236,22 @@ class LogicalIndex:
         return found
 
     @property
+    def is_filling(self) -> bool:
+        """Whether refine codes of some rows may be missing, so that searches wait for those of their candidates."""
+        return bool(self._absent)
+
+    @property
     def size_bytes(self) -> dict[str, int]:
         """Bytes in memory by tier."""
         tiers = self.tiers
-        return {"big": tiers.big.size_bytes, "small": tiers.small.size_bytes}
+        attached = sum(lists.rows for lists in tiers.attached) * self._row_bytes
+        return {"big": tiers.big.size_bytes, "small": tiers.small.size_bytes + attached}
 
     # ---- made faster, and made anew ----------------------------------------------------------------------------------------------
-    def catch_up(self) -> None:
-        """Make the second copy of what was added `alone`, which else the next change waits for."""
-        with self._writing:
-            if self.tiers.small.is_behind:
-                self.tiers.small.catch_up()
+    @property
+    def is_attached(self) -> bool:
+        """Whether segments wait for a rebuild that puts them into a tier."""
+        return bool(self.tiers.attached)
 
     @property
     def graph_due(self) -> bool:
@@ -253,7 +263,7 @@ class LogicalIndex:
         graph = coarse_graph.build(self.quantizer)
         with self._writing:
             self._searching = replace(self._searching, graph=graph)
-            self.tiers = Tiers(self.tiers.big, self.tiers.small, self._searching)
+            self.tiers = Tiers(self.tiers.big, self.tiers.small, self._searching, self.tiers.attached)
 
     def rebuild_due(self, gone_rows: int = 0) -> bool:
         """Whether enough has come or gone (vectors/rebuild_policy.py); `gone_rows` are those of `rebuild` that it would take out."""
@@ -261,7 +271,7 @@ class LogicalIndex:
             self._bury()
             recent = sum(piece.rows for piece in self._pieces if piece.sealed and not piece.in_big and not piece.dead)
             dead = sum(piece.rows for piece in self._pieces if piece.dead) + max(0, gone_rows - self._removed_rows)
-            return rebuild_due(self.tiers.big.rows, recent, dead, self._row_bytes)
+            return self.is_attached or rebuild_due(self.tiers.big.rows, recent, dead, self._row_bytes)
 
     def rebuild(self, gone: NDArray[np.uint8] | None = None) -> None:
         """Make tiers anew, without the dead rows; searches go on meanwhile, and what comes in waits only for the rows of open tails.
@@ -282,13 +292,19 @@ class LogicalIndex:
             self._bury()
             chosen = set(moved)
             rest = [piece for piece in self._pieces if not piece.dead and piece not in chosen]
-            for side in sides:
-                for piece in rest:
+            attached = []
+            for piece in rest:
+                if isinstance(piece, _Segment) and piece.attached is not None:
+                    attached.append(piece.attached)
+                    continue
+                for side in sides:
                     piece.add_to(side)
-            self.tiers = self._tiers(big, *sides)
+            self.tiers = Tiers(big, LeftRight(*sides), self._searching, tuple(attached))
             self._pieces, self._removed_rows = moved + rest, removed
             for piece in moved:
                 piece.in_big = not whole
+                if isinstance(piece, _Segment):
+                    piece.attached = None
 
     def _bury(self) -> None:
         while self._let_go:

@@ -3,9 +3,9 @@
 The big tier, where there is one, never changes. The small one exists twice (left and right, after Ramalhete and Correia,
 https://concurrencyfreaks.blogspot.com/2013/12/left-right-concurrency-control.html): readers pin the active copy, a writer changes the other one,
 makes it the active one, and brings the first up to date before its next change. A reader waits for nobody, a writer for the readers of one copy.
-While an index is loaded for the first time, readers wait for each piece instead, and the second copy is made when everything is there.
+While an index is loaded for the first time, segments' lists are not copied but attached, and put into a tier together when everything is there.
 
-Both tiers are searched by one call over stacked lists, so that a query computes its table of distances once; the same call refines what it finds.
+All of them are searched by one call over stacked lists, so that a query computes its table of distances once; the same call refines what it finds.
 
 Takes: codes with list numbers and row numbers; lists of segments. Gives: the closest row numbers. Owns: faiss indexes that share a quantizer.
 Never: changes lists that a reader may be in, or knows what a row number stands for.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from vectors import absent_refine, coarse_graph
 from vectors.absent_refine import AbsentRefine, RefineSource
 from vectors.flat import one_thread
-from vectors.inverted_lists import StoredLists
+from vectors.inverted_lists import RaisedLists, StoredLists
 
 NUMBER_BYTES = 8
 """Of a row number, beside each code."""
@@ -94,8 +94,7 @@ class LeftRight:
         self.sides = (left, right)
         self._active = 0
         self._readers = [0, 0]
-        self._missed: list[Change] = []
-        self._is_closed = False
+        self._missed: Change | None = None
         self._counting = threading.Lock()  # of its own for readers: a condition is entered by functions of Python's
         self._turn = threading.Condition(self._counting)
 
@@ -112,8 +111,6 @@ class LeftRight:
     def pin(self) -> int:
         """Take the active side for reading; `unpin` must follow."""
         with self._counting:
-            while self._is_closed:
-                self._turn.wait()
             side = self._active
             self._readers[side] += 1
             return side
@@ -122,47 +119,24 @@ class LeftRight:
         """Give a pinned side back."""
         with self._counting:
             self._readers[side] -= 1
-            if not self._readers[side] and (side != self._active or self._is_closed):  # only then somebody may wait
+            if not self._readers[side] and side != self._active:  # only then somebody may wait
                 self._turn.notify_all()
 
     def write(self, change: Change) -> None:
         """Apply a change; readers that pin after this has returned see it."""
         idle = self._catch_up()
         change(self.sides[idle])
-        self._missed = [change]
+        self._missed = change
         with self._turn:
             self._active = idle
-
-    def write_alone(self, change: Change) -> None:
-        """Apply a change to the active side while readers wait; the other side misses it until the next `write` or `catch_up`."""
-        with self._turn:
-            self._is_closed = True
-            while self._readers[self._active]:
-                self._turn.wait()
-        try:
-            change(self.sides[self._active])
-            self._missed.append(change)
-        finally:
-            with self._turn:
-                self._is_closed = False
-                self._turn.notify_all()
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether the idle side misses more than the last change."""
-        return len(self._missed) > 1
-
-    def catch_up(self) -> None:
-        """Bring the idle side up to date."""
-        self._catch_up()
 
     def _catch_up(self) -> int:
         idle = 1 - self._active
         with self._turn:
             while self._readers[idle]:
                 self._turn.wait()
-        while self._missed:
-            self._missed.pop(0)(self.sides[idle])
+        if self._missed is not None:
+            self._missed(self.sides[idle])
         return idle
 
 
@@ -215,7 +189,7 @@ class Searching:
 
 
 class Tiers:
-    """A big and a small tier that are searched together; what is in `big` never changes.
+    """A big and a small tier, and attached segments, that are searched together; what is in `big` and `attached` never changes.
 
     Parameters
     ----------
@@ -225,17 +199,23 @@ class Tiers:
         The others: what came since, and what is not sealed yet.
     searching : Searching
         With what they are searched.
+    attached : tuple of RaisedLists
+        Segments that lie in neither yet.
     """
 
-    def __init__(self, big: Lists, small: LeftRight, searching: Searching) -> None:
-        self.big, self.small, self._absent = big, small, searching.absent
-        self._alone = _Searcher(searching, big)
-        self._sides = [_Searcher(searching, *((big, side) if big.rows else (side,))) for side in small.sides]
+    def __init__(self, big: Lists, small: LeftRight, searching: Searching, attached: tuple[RaisedLists, ...] = ()) -> None:
+        self.big, self.small, self.attached, self._absent = big, small, attached, searching.absent
+        self._fixed_rows = big.rows + sum(lists.rows for lists in attached)
+        fixed = [big.index.invlists] if big.rows else []
+        fixed += [lists.lists for lists in attached]
+        sides = [side.index.invlists for side in small.sides]
+        self._alone = _Searcher(searching, fixed or sides[:1])
+        self._sides = [_Searcher(searching, [*fixed, side]) for side in sides]
 
     @property
     def rows(self) -> int:
-        """Rows in both tiers, dead ones included."""
-        return self.big.rows + self.small.rows
+        """Rows in all lists, dead ones included."""
+        return self._fixed_rows + self.small.rows
 
     def closest(self, queries: NDArray[np.float32], limit: int, candidates: int, nprobe: int, allowed: Allowed) -> Closest:
         """The closest rows of each query: candidates by code, of which the best by refine code.
@@ -275,7 +255,7 @@ class Tiers:
         numbers, distances = np.empty((len(queries), limit), np.int64), np.empty((len(queries), limit), np.float32)
         side = self.small.pin()
         try:
-            searcher = self._sides[side] if self.small.sides[side].rows or not self.big.rows else self._alone
+            searcher = self._sides[side] if self.small.sides[side].rows or not self._fixed_rows else self._alone
             index, by_graph = searcher.index_for(nprobe)
             parameters = allowed.parameters(nprobe, candidates / limit, by_graph)
             if self._absent and (missing := self._absent.missing(_candidates(index, queries, limit, parameters))):
@@ -296,22 +276,35 @@ def _candidates(index: Any, queries: NDArray[np.float32], limit: int, parameters
 
 
 class _Searcher:
-    """Indexes over one or more `Lists`, one behind the other, that find lists by all centroids or a graph; holds what faiss only points to."""
+    """Indexes over inverted lists, one behind the other, that find lists by all centroids or a graph; they are made when they are first needed.
 
-    def __init__(self, searching: Searching, *stacked: Lists) -> None:
-        self._stacked, self._searching = stacked, searching
-        self._lists = stacked[0].index.invlists if len(stacked) == 1 else _stack(stacked)
-        self.nlist = int(stacked[0].index.nlist)
-        self._by_all = self._over(None)
-        self._by_graph = None if searching.graph is None else self._over(searching.graph)
+    Parameters
+    ----------
+    searching : Searching
+        With what they are searched.
+    stacked : sequence of faiss.InvertedLists
+        At least one; the caller keeps them alive.
+    """
+
+    def __init__(self, searching: Searching, stacked: Sequence[Any]) -> None:
+        self._searching, self._stacked = searching, stacked
+        self._making = threading.Lock()
+        self._lists: Any = None
+        self._made: dict[bool, Any] = {}
 
     def index_for(self, nprobe: int) -> tuple[Any, bool]:
         """What to search so many lists with, and whether it finds them by the graph."""
-        by_graph = self._by_graph is not None and coarse_graph.is_used(self.nlist, nprobe)
-        return (self._by_graph if by_graph else self._by_all), by_graph
+        by_graph = self._searching.graph is not None and coarse_graph.is_used(int(self._stacked[0].nlist), nprobe)
+        found = self._made.get(by_graph)
+        if found is None:
+            with self._making:
+                found = self._made.get(by_graph) or self._made.setdefault(by_graph, self._over(self._searching.graph if by_graph else None))
+        return found, by_graph
 
     def _over(self, graph: Any) -> Any:
         index = self._searching.new_index()
+        if self._lists is None:
+            self._lists = self._stacked[0] if len(self._stacked) == 1 else _stack(self._stacked)
         index.replace_invlists(self._lists, False)
         if graph is not None:
             index.quantizer = graph
@@ -322,8 +315,8 @@ class _Searcher:
         return made
 
 
-def _stack(stacked: Sequence[Lists]) -> Any:
+def _stack(stacked: Sequence[Any]) -> Any:
     pointers = faiss.InvertedListsPtrVector()  # type: ignore[attr-defined]
     for each in stacked:
-        pointers.push_back(each.index.invlists)
+        pointers.push_back(each)
     return faiss.HStackInvertedLists(len(stacked), pointers.data())

@@ -115,14 +115,19 @@ class VersionChain(Generic[Chained]):
         raise UnavailableError(f"{self.keys.boundary}: the store does not say whether it was raised", hint="check the object store")
 
     def head(self) -> ReadVersion[Chained] | None:
-        """Newest version, by listing; None for a partition that has no manifest yet."""
+        """Newest version; None for a partition that has no manifest yet."""
+        read = self.listed()
+        return None if read is None else self.follow(read)
+
+    def listed(self) -> ReadVersion[Chained] | None:
+        """The version that was the newest when a listing was made, in two requests less than `head`; None where there was no manifest yet."""
         while True:
             newest = max((object_version(info.key) for info in self.store.list(self.keys.manifests_prefix)), default=0)
             if newest == 0:
                 return None
             read = self.read(newest)
             if read is not None and newest > self.boundary():
-                return self.follow(read)
+                return read
 
     def follow(self, read: ReadVersion[Chained], version: int = NEWEST) -> ReadVersion[Chained]:
         """Walk from a known version to the newest one, or no farther than to one that is known to be there."""

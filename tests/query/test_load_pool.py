@@ -72,6 +72,46 @@ def test_what_nobody_waits_for_begins_when_nothing_else_is_under_way(pool: LoadP
     wait_until(lambda: works.begun[3:] == ["first"])
 
 
+def test_behind_first_work_nothing_is_begun_until_a_search_has_what_it_asked_for_or_a_moment_has_passed(
+    pool: LoadPool, works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("query.load_pool.FIRST_SEARCH_SECONDS", 3600.0)
+    submit(pool, works, FIRST, "first")
+    wait_until(lambda: works.begun == ["first"])
+    submit(pool, works, 1, "behind")
+    works.end("first")
+    wait_until(lambda: not pool._first)
+    submit(pool, works, ASKED, "asked")
+    wait_until(lambda: works.begun == ["first", "asked"])
+    works.end("asked")
+    wait_until(lambda: works.begun[2:] == ["behind"])
+    works.end("behind")
+    monkeypatch.setattr("query.load_pool.FIRST_SEARCH_SECONDS", 0.05)
+    submit(pool, works, FIRST, "again")
+    wait_until(lambda: works.begun[3:] == ["again"])
+    works.end("again")
+    submit(pool, works, 1, "later")
+    wait_until(lambda: works.begun[3:] == ["again", "later"])
+
+
+def test_who_waits_for_first_work_waits_also_for_what_is_queued_and_for_no_other_and_not_for_ever(pool: LoadPool, works: Works) -> None:
+    submit(pool, works, 1, "other")
+    wait_until(lambda: works.begun == ["other"])
+    submit(pool, works, FIRST, "a", "b")
+    wait_until(lambda: works.begun == ["other", "a"])
+    pool.await_first(0.01)
+    assert works.begun == ["other", "a"], "time was over"
+    waited = threading.Event()
+    waiting = threading.Thread(target=lambda: (pool.await_first(10), waited.set()))
+    waiting.start()
+    works.end("a")
+    wait_until(lambda: works.begun == ["other", "a", "b"])
+    assert not waited.is_set()
+    works.end("b")
+    assert waited.wait(5)
+    waiting.join()
+
+
 def test_a_closed_pool_cancels(pool: LoadPool, works: Works) -> None:
     submit(pool, works, 1, "a", "b")
     wait_until(lambda: len(works.begun) == 2)

@@ -16,12 +16,14 @@ from contracts.errors import CorruptError, UnavailableError
 from query.collection_view import CollectionSnapshot, CollectionView
 from query.filters import parse_filter
 from query.found import RowRef
+from query.load_pool import LoadPool
 from query.partial_file import PartialFile
 from query.parts import CodedColumn
 from query.search import Effort, VectorSearch, search, search_many
 from tests.query.conftest import caught_up, ids_of, wait_until
 from tests.query.test_coded import vectors
 from tests.query.writer import Writer, engines_for_test, own_field, writer
+from vectors.tiers import Allowed, Closest, Tiers
 
 DIMENSION, ROWS, CHUNK_BYTES = 64, 2500, 8192
 FIELD_PART = ".field.own"
@@ -55,8 +57,7 @@ class Watched(MemoryStore):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of which even a test's segment has many, and too many for a first segment to come whole."""
-    monkeypatch.setattr("query.segments.FIRST_CHUNKS", 4)
+    """Chunks of which even a test's segment has many."""
     for module in ("contracts.footer_file", "query.partial_file", "query.segments"):
         monkeypatch.setattr(f"{module}.CHUNK_BYTES", CHUNK_BYTES)
 
@@ -158,6 +159,46 @@ def test_hits_are_the_same_before_and_after_the_refine_codes_are_there(made: Wri
     assert sum(sizes) == store.asked_bytes, "no byte twice"
     again = start()
     assert answers(again, made) == early and sum(sizes) == store.asked_bytes, "a restart finds the files"
+
+
+def test_lists_are_put_into_a_tier_some_time_after_the_last_segment_came_whatever_is_missing(
+    made: Writer, start: Start, holding: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("query.coding.LOOK_SECONDS", 3600.0)
+    view = start()
+    (index,) = view._indexes.all().values()
+    one = wanted(made)[0]
+    early = told(view.snapshot(), list(search(view.snapshot(), one)[0]))
+    view._coder.turn()
+    assert len(index.tiers.attached) == 2 and pending(view), "a moment after the last one: processors are needed for what searches wait for"
+    monkeypatch.setattr("query.coding.LOOK_SECONDS", 0.0)
+    view._coder.turn()
+    assert not index.is_attached and index.tiers.small.rows >= 2 * ROWS and pending(view)
+    assert told(view.snapshot(), list(search(view.snapshot(), one)[0])) == early
+
+
+def test_loads_stand_still_between_two_chunks_while_a_search_waits_and_a_first_segment_does_not(
+    made: Writer, start: Start, holding: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stood, let = threading.Event(), threading.Event()
+
+    def give_way(pool: LoadPool) -> None:
+        stood.set()
+        assert let.wait(10)
+
+    monkeypatch.setattr(LoadPool, "give_way", give_way)
+    view = CollectionView(made.engines, made.record)
+    starting = threading.Thread(target=view.start)
+    starting.start()
+    try:
+        wait_until(lambda: view.state()["coverage"] == 0.5 and stood.is_set())
+        assert {name[:2] for name in ids_of(view.snapshot())} == {"s2"}, "the newest came without standing still"
+        let.set()
+        wait_until(lambda: view.ready and caught_up(view, made))
+    finally:
+        let.set()
+        starting.join()
+        view.stop()
 
 
 def test_a_search_reads_the_chunks_of_its_candidates_and_no_others(made: Writer, start: Start, holding: Callable[[], None]) -> None:
@@ -282,9 +323,32 @@ def test_flat_parts_and_segments_in_which_rows_have_no_vector_come_whole(tmp_pat
         view.stop()
 
 
-def test_a_first_segment_of_few_chunks_comes_whole_and_others_do_not(
+def test_a_share_of_the_rows_is_searched_with_that_share_of_candidates_and_all_of_them_with_all(
     made: Writer, start: Start, holding: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query.segments.FIRST_CHUNKS", 64)
-    segments = start().snapshot().views[0].loaded.segments.values()
-    assert [segment.missing_bytes > 0 for segment in segments] == [True, False], "the newest is the last"
+    asked: list[int] = []
+    real = Tiers.closest
+
+    def closest(tiers: Tiers, queries: np.ndarray, limit: int, candidates: int, nprobe: int, allowed: Allowed) -> Closest:
+        asked.append(candidates)
+        return real(tiers, queries, limit, candidates, nprobe, allowed)
+
+    monkeypatch.setattr(Tiers, "closest", closest)
+    view = start()
+    whole = view.snapshot().views[0]
+    newest = list(whole.loaded.segments)[-1]
+    segments = {newest: whole.loaded.segments[newest]}
+    loaded = replace(whole.loaded, segments=segments)
+    half = replace(view.snapshot(), views={0: replace(whole, loaded=loaded, sealed=whole.sealed[-1:])}, _numbers={})
+    each = VectorSearch(made.index.fields[0], vectors(1, 3, DIMENSION)[0], 10)
+    assert half.coverage == 0.5 and {name[:3] for name, _ in told(half, list(search(half, each)[0]))} <= {"s2-", "tai"}
+    search(half, each._replace(limit=80))
+    search(view.snapshot(), each)
+    assert asked == [50, 400, 100]
+    early = told(half, list(search(half, each)[0]))
+    holding()
+    view.observe()
+    wait_until(lambda: not pending(view))
+    assert [name for name, _ in told(half, list(search(half, each)[0]))][:3] == [name for name, _ in early][:3]
+    search(half, each)
+    assert asked[-1] == 100, "nothing has to be read for them any more"

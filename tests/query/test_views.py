@@ -102,6 +102,30 @@ def test_a_notice_costs_a_look_at_its_manifest_and_none_at_what_may_follow(made:
     assert [key for key in told if key.startswith(made.keys.manifests_prefix)] == [made.keys.manifest(2), made.keys.manifest(3)]
 
 
+def test_a_start_reads_the_manifest_that_is_listed_and_is_told_of_what_comes_meanwhile(
+    made: Writer, open_view: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.put("a")
+    made.commit()
+    asked: list[str] = []
+    store, get, boundary = made.engines.store, made.engines.store.get, made.keys.boundary
+
+    def commit_meanwhile(key: str) -> object:
+        if key == boundary and boundary not in asked:
+            asked.append(key)
+            made.put("b")
+            made.commit()
+        asked.append(key)
+        return get(key)
+
+    monkeypatch.setattr(store, "get", commit_meanwhile)
+    view = open_view(made)
+    wait_until(lambda: version(view) == 3)
+    assert ids_of(view.snapshot()) == ["a", "b"]
+    told = asked[: asked.index(made.keys.manifest(3))]
+    assert made.keys.manifest(2) in told and [key for key in told if key == boundary]
+
+
 def test_a_notice_of_what_was_compacted_away_meanwhile_leads_to_the_newest_manifest(made: Writer, open_view: Open) -> None:
     view = open_view(made)
     made.put("a")

@@ -6,7 +6,7 @@ import gc
 import mmap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -199,23 +199,62 @@ def test_searches_never_wait_for_a_rebuild_and_never_miss_or_double_a_row_while_
     assert index.tiers.big.rows + index.tiers.small.rows <= 400 + 7 * 50
 
 
-def test_segments_that_are_added_alone_are_found_at_once_and_lie_in_both_copies_later(index: LogicalIndex) -> None:
-    matrix, queries = vectors(900, 1), vectors(40, 2)
+def test_attached_segments_are_found_at_once_and_a_rebuild_puts_them_into_a_tier(index: LogicalIndex, held: str) -> None:
+    matrix, queries = vectors(1000, 1), vectors(40, 2)
     encoded = [index.quantizer.encode(matrix[start : start + 300]) for start in (0, 300, 600)]
-    leases = []
+    leases: list[Lease] = []
+
+    def check(rows: int) -> None:
+        numbers = np.concatenate([of(lease, 300) for lease in leases])[:rows]
+        np.testing.assert_array_equal(found(index, queries, bits(index, numbers)), expected(index, matrix[:rows], numbers, queries))
+
     for at, each in enumerate(encoded):
-        leases.append(index.add_segment(300, segment_lists(index, each), each.refine, alone=True))
-        numbers = np.concatenate([of(lease, 300) for lease in leases])
-        np.testing.assert_array_equal(found(index, queries, bits(index, numbers)), expected(index, matrix[: 300 * (at + 1)], numbers, queries))
-    small = index.tiers.small
-    assert sorted(side.rows for side in small.sides) == [0, 900] and small.is_behind
-    index.catch_up()
-    assert [side.rows for side in small.sides] == [900, 900] and not small.is_behind
-    leases.append(index.add_rows(100, index.quantizer.encode(matrix[:100])))
-    assert small.rows == 1000
+        leases.append(index.add_segment(300, segment_lists(index, each), each.refine, is_starting=True))
+        check(300 * (at + 1))
+    assert index.is_attached and index.rebuild_due() and index.tiers.small.rows == 0 and index.tiers.rows == 900
+    assert sum(index.size_bytes.values()) == 900 * (index.quantizer.code_bytes + 8)
+    leases.append(index.add_rows(100, index.quantizer.encode(matrix[900:])))
+    check(1000)  # beside rows of a tier
+    before = index.tiers
+    index.rebuild()
+    assert not index.is_attached and not index.rebuild_due() and index.tiers.rows == 1000
+    assert (index.tiers.big.rows, index.tiers.small.rows) == ((0, 1000) if held == "whole" else (1000, 0))
+    check(1000)
+    assert before.rows == 1000  # a snapshot that holds the old tiers still finds everything there
+    numbers = np.concatenate([of(lease, 300) for lease in leases])[:1000]
+    np.testing.assert_array_equal(before.closest(queries, 10, 50, 4, bits(index, numbers))[0], expected(index, matrix, numbers, queries))
 
 
-def test_readers_find_every_row_of_what_was_added_while_more_is_added_alone(index: LogicalIndex) -> None:
+def test_a_segment_that_is_attached_during_a_rebuild_stays_so_until_the_next(index: LogicalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, queries = vectors(600, 1), vectors(20, 2)
+    encoded = [index.quantizer.encode(matrix[start : start + 300]) for start in (0, 300)]
+    stored = [segment_lists(index, each) for each in encoded]
+    leases = [index.add_segment(300, stored[0], encoded[0].refine, is_starting=True)]
+    made = LogicalIndex._lists
+
+    def lists(of_index: LogicalIndex, pieces: Iterable[object]) -> object:
+        if len(leases) == 1:
+            leases.append(index.add_segment(300, stored[1], encoded[1].refine, is_starting=True))
+        return made(of_index, pieces)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LogicalIndex, "_lists", lists)
+    wanted = expected(index, matrix, np.arange(600) % 300 + np.repeat([leases[0].numbers.start, leases[0].numbers.stop], 300), queries)
+    for rows in ((300, 300), (600, 0)):
+        index.rebuild()
+        assert (index.tiers.small.rows, sum(lists.rows for lists in index.tiers.attached)) == rows
+        np.testing.assert_array_equal(found(index, queries, bits(index, *(of(lease, 300) for lease in leases))), wanted)
+
+
+def test_attached_rows_whose_lease_is_gone_leave_at_the_rebuild(index: LogicalIndex) -> None:
+    encoded = index.quantizer.encode(vectors(300, 1))
+    kept, gone = (index.add_segment(300, segment_lists(index, encoded), encoded.refine, is_starting=True) for _ in range(2))
+    del gone
+    gc.collect()
+    index.rebuild()
+    assert index.tiers.rows == 300 and not index.is_attached and kept.numbers.start == 0
+
+
+def test_readers_find_every_row_of_what_was_added_while_more_is_attached(index: LogicalIndex) -> None:
     matrix, queries = vectors(300, 1), vectors(8, 2)
     encoded = index.quantizer.encode(matrix)
     stored, stop = segment_lists(index, encoded), threading.Event()
@@ -235,7 +274,7 @@ def test_readers_find_every_row_of_what_was_added_while_more_is_added_alone(inde
     for reader in readers:
         reader.start()
     for _ in range(8):
-        leases.append(index.add_segment(300, stored, encoded.refine, alone=True))
+        leases.append(index.add_segment(300, stored, encoded.refine, is_starting=True))
         deadline = time.monotonic() + 30
         while len(leases) not in sizes and time.monotonic() < deadline:
             time.sleep(0.001)
