@@ -252,10 +252,11 @@ class EmbedWorker:
     def _chain_end(self, partition: int) -> tuple[ChainScan, int]:
         source = PartitionSource(self.engines, self.collection, self.index, partition)
         scan = source.chain_scan()
-        start = scan.advance()
-        scan.close()  # the watchdog goes on with it, in its own thread
-        source.check_media_bounds(start)
-        return scan, start
+        try:
+            scan.advance()
+            return scan, source.check_media_bounds(scan)
+        finally:
+            scan.close()  # the watchdog goes on with it, in its own thread
 
     # ---- careful walks -----------------------------------------------------------------------------------------------
 

@@ -80,8 +80,14 @@ class PartitionSource:
         manifest = self.head().manifest
         return ChainScan(self, manifest)
 
-    def check_media_bounds(self, media_offset: int) -> None:
-        """Compare where the chain goes on with what the media topic still holds.
+    def check_media_bounds(self, scan: ChainScan) -> int:
+        """Compare where the chain goes on with what the media topic still holds; returns the media offset at which it goes on.
+
+        Parameters
+        ----------
+        scan : ChainScan
+            Of this partition, advanced. Where the topic begins above it, it is advanced once more: another worker may have embedded those records
+            since, before retention took them.
 
         Raises
         ------
@@ -90,9 +96,13 @@ class PartitionSource:
         """
         bounds = self.engines.log.bounds(self.collection.source_topic)[self.partition]
         where = f"{self.collection.name}: {self.collection.source_topic}/{self.partition}"
-        if media_offset < bounds.start_offset:
+        media_offset, start_offset = scan.chain.expected, bounds.start_offset
+        if media_offset < start_offset:
+            media_offset = scan.advance()
+            bounds = self.engines.log.bounds(self.collection.source_topic)[self.partition]  # as new as the chain's end
+        if media_offset < start_offset:
             raise DataLossError(
-                f"{where}: offsets {media_offset} to {bounds.start_offset} were removed by retention before they were embedded",
+                f"{where}: offsets {media_offset} to {start_offset} were removed by retention before they were embedded",
                 hint="raise the topic's retention, then give them up, and the partition goes on by itself: "
                 f"`headwater skip {self.collection.name} --partition {self.partition} --to earliest`",
             )
@@ -101,6 +111,7 @@ class PartitionSource:
                 f"{where}: the chain stands at {media_offset}, the topic ends at {bounds.next_offset}",
                 hint="the topic lost records that were acknowledged; check the brokers",
             )
+        return media_offset
 
 
 class OwnBatch(NamedTuple):
