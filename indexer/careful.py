@@ -77,11 +77,13 @@ class CarefulWalk:
         Raises
         ------
         UnavailableError
-            It was not, or perhaps not, stored: find the chain's end and walk from there.
+            It was not, or perhaps not, stored, or retention took it: find the chain's end and walk from there.
         """
         if not self._is_proven:
             self._prove_machine()
         record = self._engines.log.read_at(self._collection.source_topic, self.partition, self.offset)
+        if record is None and self.offset < self._engines.log.bounds(self._collection.source_topic)[self.partition].start_offset:
+            raise UnavailableError(f"the record at media offset {self.offset} is gone")  # at the chain's end it turns out whether it is lost
         fetched = FetchedSlice(self.partition, 0, self.offset, self.offset + 1, [] if record is None else [record])
         if record is not None and self._book.earlier(reader, self.partition, self.offset).alone >= REJECT_AFTER:
             decoded = _rejected(fetched, record, self._collection)
