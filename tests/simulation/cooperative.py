@@ -18,6 +18,8 @@ import backends.catalog.manifests
 import backends.catalog.objects
 import backends.log_rules
 import backends.memory_log
+import indexer.background
+import indexer.coding
 import indexer.commit
 import indexer.embed_worker
 import indexer.slice_queue
@@ -25,6 +27,9 @@ import indexer.watchdog
 import query.follow
 import query.tail_reader
 from tests.simulation.baton import NEVER, Scheduler, Task
+
+CODING_SECONDS = 1.0
+"""How often a builder looks for a generation, and tries a re-encoding again; a seed lasts half a minute."""
 
 
 class Event:
@@ -163,13 +168,15 @@ class Cooperative:
         bits, milliseconds = self.rng, lambda: int(self.scheduler.now * 1000)
         generator = ulid.ULIDGenerator(milliseconds, lambda _: bits.getrandbits(80).to_bytes(10, "big"), ulid.PureRandomPolicy())
         with ExitStack() as stack:
-            for module in (indexer.embed_worker, indexer.slice_queue, indexer.watchdog, query.follow, query.tail_reader):
+            for module in (indexer.background, indexer.embed_worker, indexer.slice_queue, indexer.watchdog, query.follow, query.tail_reader):
                 stack.enter_context(mock.patch.object(module, "threading", self.threading))
             for module in (backends.catalog.manifests, backends.catalog.objects, backends.memory_log):
                 stack.enter_context(mock.patch.object(module, "time", self.time))
             stack.enter_context(mock.patch.object(query.follow, "ThreadPoolExecutor", self.executor))
             stack.enter_context(mock.patch.object(indexer.embed_worker, "ThreadPoolExecutor", self.executor))
             stack.enter_context(mock.patch.object(indexer.commit, "random", self.rng))
+            stack.enter_context(mock.patch.object(indexer.coding, "LOOK_SECONDS", CODING_SECONDS))
+            stack.enter_context(mock.patch.object(indexer.coding, "RETRY_SECONDS", CODING_SECONDS))
             stack.enter_context(mock.patch.object(backends.log_rules, "new_identity", self.identity))
             stack.enter_context(mock.patch.object(ulid, "default_generator", generator))
             yield
