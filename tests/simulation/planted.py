@@ -105,9 +105,9 @@ def _trimfirst() -> Patches:
     right_follow, right_load = ManifestFollower._load, PartitionLoader._load
     partitions: dict[int, Partition] = {}
 
-    def follow(self: ManifestFollower, number: int) -> None:
+    def follow(self: ManifestFollower, number: int, *more: Any) -> None:
         partitions[id(self._loaders[number])] = self._partitions[number]
-        right_follow(self, number)
+        right_follow(self, number, *more)
 
     def load(self: PartitionLoader, read: ReadManifest, *more: Any) -> Any:
         partition = partitions[id(self)]

@@ -50,8 +50,11 @@ def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
 
 
 def first_found(bug: str, seeds: Iterable[int]) -> Outcome | None:
-    """The first of the seeds that finds a planted bug."""
-    return next((outcome for seed in seeds if (outcome := run_seed(seed, bug)).violation is not None), None)
+    """The first of the seeds that finds a planted bug, and not that it is planted in code that has changed since."""
+    found = next((outcome for seed in seeds if (outcome := run_seed(seed, bug)).violation is not None), None)
+    if found is not None and any(f"{name}(" in (found.violation or "") for name in ("TypeError", "AttributeError", "NameError")):
+        raise ValueError(f"{bug} does not fit the code in which it is planted: {found.violation}")
+    return found
 
 
 def _prepare() -> None:
