@@ -13,7 +13,7 @@ from contracts.errors import SettingsError
 
 MAX_KEY_BYTES = 1024
 ULID = r"[0-7][0-9A-HJKMNP-TV-Z]{25}"
-_SEGMENT = re.compile(r"[A-Za-z0-9._=-]+\Z")
+_KEY = re.compile(r"(?!\.{1,2}(/|\Z))[A-Za-z0-9._=-]+(/(?!\.{1,2}(/|\Z))[A-Za-z0-9._=-]+)*\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
 
 _COLLECTION = r"c/(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{0,62})-(?P<incarnation>" + ULID + ")"
@@ -47,12 +47,7 @@ def validate_key(key: str) -> str:
         Empty, longer than 1,024 bytes, or with an empty segment, ``.``, ``..`` or a character outside ``A-Za-z0-9._=-``
         (reliability.md S12: minio-py's raw put does not check keys).
     """
-    segments = key.split("/")
-    if (
-        not key
-        or len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES
-        or any(part in (".", "..") or not _SEGMENT.match(part) for part in segments)
-    ):
+    if not _KEY.match(key) or len(key) > MAX_KEY_BYTES:
         raise SettingsError(f"object key {key[:80]!r} is not valid", hint="keys are path segments of A-Z a-z 0-9 . _ = -", code="invalid_key")
     return key
 

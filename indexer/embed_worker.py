@@ -18,6 +18,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import closing
 
 from contracts.collection import CollectionRecord, IndexRecord
 from contracts.encoder import Encoder
@@ -253,11 +254,9 @@ class EmbedWorker:
 
     def _chain_end(self, partition: int) -> tuple[ChainScan, int]:
         source = PartitionSource(self.engines, self.collection, self.index, partition)
-        scan = source.chain_scan()
-        start = scan.advance()
-        scan.close()  # the watchdog goes on with it, in its own thread
-        source.check_media_bounds(start)
-        return scan, start
+        with closing(source.chain_scan()) as scan:  # the watchdog goes on with it, in its own thread
+            scan.advance()
+            return scan, source.check_media_bounds(scan)
 
     # ---- careful walks -----------------------------------------------------------------------------------------------
 

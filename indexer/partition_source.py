@@ -81,8 +81,14 @@ class PartitionSource:
         manifest = self.head().manifest
         return ChainScan(self, manifest)
 
-    def check_media_bounds(self, media_offset: int) -> None:
-        """Compare where the chain goes on with what the media topic, and below its start the archive, still hold.
+    def check_media_bounds(self, scan: ChainScan) -> int:
+        """Compare the chain's end with what the media topic, and below its start the archive, still hold; returns the media offset that is next.
+
+        Parameters
+        ----------
+        scan : ChainScan
+            Of this partition, advanced. Where the topic begins above it, it is advanced once more: another worker may have embedded those records
+            since, before retention took them.
 
         Raises
         ------
@@ -91,12 +97,16 @@ class PartitionSource:
         """
         bounds = self.engines.log.bounds(self.collection.source_topic)[self.partition]
         where = f"{self.collection.name}: {self.collection.source_topic}/{self.partition}"
-        if media_offset < bounds.start_offset:
+        media_offset, start_offset = scan.chain.expected, bounds.start_offset
+        if media_offset < start_offset:
+            media_offset = scan.advance()
+            bounds = self.engines.log.bounds(self.collection.source_topic)[self.partition]  # as new as the chain's end
+        if media_offset < start_offset:
             try:
                 MediaHistory(self.engines, self.collection).read(self.partition, media_offset, 1)
             except DataLossError as error:
                 raise DataLossError(
-                    f"{where}: offsets {media_offset} to {bounds.start_offset} were removed by retention before they were embedded; {error.message}",
+                    f"{where}: offsets {media_offset} to {start_offset} were removed by retention before they were embedded; {error.message}",
                     hint="raise the topic's retention, then give them up, and the partition goes on by itself: "
                     f"`headwater skip {self.collection.name} --partition {self.partition} --to earliest`, or to the next offset that is archived",
                 ) from None
@@ -105,6 +115,7 @@ class PartitionSource:
                 f"{where}: the chain stands at {media_offset}, the topic ends at {bounds.next_offset}",
                 hint="the topic lost records that were acknowledged; check the brokers",
             )
+        return media_offset
 
 
 class OwnBatch(NamedTuple):

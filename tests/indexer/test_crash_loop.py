@@ -21,15 +21,15 @@ from backends.open_log import open_log
 from backends.open_store import open_store
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
-from contracts.errors import RecordError, SettingsError
+from contracts.errors import DataLossError, RecordError, SettingsError
 from contracts.log import CommittedOffset, GroupReader
 from contracts.settings import load_settings
 from indexer.attempts import CAREFUL_AFTER, REJECT_AFTER, AttemptBook, Attempts, is_careful
 from indexer.build_worker import BuildWorker
 from indexer.embed_worker import EmbedWorker
-from indexer.partition_source import PartitionSource
+from indexer.partition_source import PartitionSource, chain_end
 from tests.encoders import SIDE, ColourEncoder, colour_fields
-from tests.indexer.conftest import eventually, running
+from tests.indexer.conftest import eventually, make_collection, produce, running
 from tests.indexer.crashing_worker import CRASHED_BY
 from tests.indexer.stored import read_partition
 from tests.indexer.test_picture_path import jpeg, send
@@ -239,3 +239,23 @@ def test_attempts_are_counted_per_life_and_offset_and_never_move_the_group_back(
 @pytest.mark.parametrize("metadata", ["", "x", "[]", "3", '{"attempts": "many"}', '{"attempts": null}'])
 def test_metadata_of_another_form_means_that_nothing_is_known(metadata: str) -> None:
     assert Attempts.from_metadata(CommittedOffset(1, metadata).metadata) == Attempts()
+
+
+def test_a_walk_takes_no_record_that_retention_took_for_a_gap(embedded: Engines) -> None:
+    """It wrote that the log holds nothing there: the partition went on, and nobody was told that a record is lost."""
+    collection = make_collection(embedded, "feed", partitions=1)
+    produce(embedded, collection, 0, ["first"])
+    produce(embedded, collection, 0, ["second"])
+    worker = EmbedWorker(embedded, collection, collection.index(), None)
+    with closing(group(embedded, collection)) as reader:
+        reader.poll(0.0)
+        worker._walks.begin(0, 0, 2)
+        embedded.log.truncate(collection.source_topic, {0: 1})
+        walk = worker._walks.step(reader)
+    worker._walks.close()
+    worker._pool.close()
+    assert walk is not None and not walk.is_done
+    source = PartitionSource(embedded, collection, collection.index(), 0)
+    assert chain_end(source).chain.expected == 0
+    with pytest.raises(DataLossError, match="offsets 0 to 1 were removed by retention"):
+        source.check_media_bounds(chain_end(source))

@@ -13,14 +13,14 @@ from backends.memory_log import MemoryLog
 from backends.memory_store import MemoryStore
 from contracts.clock import ManualClock
 from contracts.engines import Engines
-from contracts.errors import SnapshotError, UnavailableError
+from contracts.errors import DataLossError, SnapshotError, UnavailableError
 from contracts.log import OffsetBounds
 from contracts.settings import load_settings
 from indexer.build_worker import FENCED_SEALS, BuildWorker
 from indexer.commit import Committer
 from indexer.embed_worker import RETRY_SECONDS, EmbedWorker
 from indexer.partition_builder import PartitionBuilder
-from indexer.partition_source import PartitionSource
+from indexer.partition_source import PartitionSource, chain_end
 from indexer.ulids import UlidSource
 from tests.indexer.conftest import eventually, make_collection, produce, running
 from tests.indexer.stored import read_partition
@@ -167,3 +167,22 @@ def test_a_scan_whose_next_batch_is_truncated_under_it_asks_for_a_newer_manifest
     log.truncates = topic
     with pytest.raises(SnapshotError):
         scan.advance()
+
+
+def test_what_another_worker_embedded_and_retention_took_while_a_partition_starts_is_not_lost(engines: Engines) -> None:
+    """Retention took it between the look at the chain's end and the one at the topic's start: the partition was stopped as having lost records."""
+    collection = make_collection(engines, "feed", partitions=1)
+    source = PartitionSource(engines, collection, collection.index(), 0)
+    scan = source.chain_scan()
+    assert scan.advance() == 0
+    with running(EmbedWorker(engines, collection, collection.index(), None).run):
+        produce(engines, collection, 0, ["first"])
+        produce(engines, collection, 0, ["second"])
+        eventually(lambda: chain_end(source).chain.expected == 2)
+    engines.log.truncate(collection.source_topic, {0: 2})
+    assert source.check_media_bounds(scan) == 2
+
+    produce(engines, collection, 0, ["third"])
+    engines.log.truncate(collection.source_topic, {0: 3})
+    with pytest.raises(DataLossError, match="offsets 2 to 3 were removed by retention before they were embedded"):
+        source.check_media_bounds(scan)

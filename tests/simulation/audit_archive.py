@@ -14,15 +14,15 @@ from tests.simulation.reference import Fail, Reference
 
 
 class ArchiveAudit:
-    """Checks one incarnation's archive; a tar that was compared once is not compared again, since stored objects never change."""
+    """Checks the archive of one partition of one incarnation; a tar is compared once, since stored objects never change."""
 
-    def __init__(self, reference: Reference, store: MemoryStore, fail: Fail) -> None:
+    def __init__(self, reference: Reference, store: MemoryStore, fail: Fail, partition: int) -> None:
         self.reference, self.store, self.fail = reference, store, fail
         self.history: dict[int, ReadVersion[ArchiveManifest]] = {}
         self._claims: dict[int, str] = {}
         self._compared: set[str] = set()
         record = reference.record
-        self._boundary = CollectionKeys(record.name, record.incarnation).archive(0).boundary
+        self._boundary = CollectionKeys(record.name, record.incarnation).archive(partition).boundary
 
     @property
     def archived_to(self) -> int:

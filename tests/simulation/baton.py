@@ -16,6 +16,8 @@ from typing import Any
 STEP_SECONDS = 0.02
 """Simulated time that one step takes; where all threads sleep, time jumps to the first that wakes."""
 MOST_STEPS = 60_000
+MOST_SECONDS = 200.0
+"""Of real time, for a seed: a thousand times what it takes."""
 NEVER = float("inf")
 
 
@@ -80,7 +82,8 @@ class Scheduler:
         self.current = self._choose()
         assert self.current is not None
         self.current.baton.release()
-        self._main.acquire()
+        if not self._main.acquire(timeout=MOST_SECONDS):
+            raise ViolationError(f"{self.current and self.current.name} keeps the baton: does it wait for a lock that is held during a request?")
         for thread in self._threads:
             thread.join(30)
         if self.violation is not None:

@@ -19,13 +19,28 @@ import backends.catalog.objects
 import backends.log_rules
 import backends.memory_log
 import indexer.background
+import indexer.coding
 import indexer.commit
 import indexer.embed_worker
 import indexer.slice_queue
 import indexer.watchdog
+import query.field_indexes
 import query.follow
 import query.tail_reader
 from tests.simulation.baton import NEVER, Scheduler, Task
+
+CODING_SECONDS = 1.0
+"""How often a builder looks for a generation, and tries a re-encoding again; a seed lasts half a minute."""
+_THREADED = (
+    indexer.background,
+    indexer.embed_worker,
+    indexer.slice_queue,
+    indexer.watchdog,
+    query.field_indexes,
+    query.follow,
+    query.tail_reader,
+)
+"""Modules that wait, or hold a lock during a request."""
 
 
 class Event:
@@ -47,6 +62,21 @@ class Event:
         if not self._is_set:
             self._scheduler.sleep(NEVER if timeout is None else timeout, self.is_set)
         return self._is_set
+
+
+class Lock:
+    """`threading.Lock`, for what is held while a request is under way: only then can another thread meet it."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler, self._is_held = scheduler, False
+
+    def __enter__(self) -> None:
+        while self._is_held:
+            self._scheduler.sleep(NEVER, lambda: not self._is_held)
+        self._is_held = True
+
+    def __exit__(self, *error: object) -> None:
+        self._is_held = False
 
 
 class Condition:
@@ -145,8 +175,7 @@ class Cooperative:
             Event=partial(Event, scheduler),
             Condition=partial(Condition, scheduler),
             Thread=partial(Thread, scheduler),
-            Lock=threading.Lock,
-            RLock=threading.RLock,
+            Lock=partial(Lock, scheduler),
         )
         self.time = SimpleNamespace(sleep=scheduler.sleep, monotonic=lambda: scheduler.now, time=lambda: scheduler.now)
 
@@ -164,13 +193,15 @@ class Cooperative:
         bits, milliseconds = self.rng, lambda: int(self.scheduler.now * 1000)
         generator = ulid.ULIDGenerator(milliseconds, lambda _: bits.getrandbits(80).to_bytes(10, "big"), ulid.PureRandomPolicy())
         with ExitStack() as stack:
-            for module in (indexer.background, indexer.embed_worker, indexer.slice_queue, indexer.watchdog, query.follow, query.tail_reader):
+            for module in _THREADED:
                 stack.enter_context(mock.patch.object(module, "threading", self.threading))
             for module in (backends.catalog.manifests, backends.catalog.objects, backends.memory_log):
                 stack.enter_context(mock.patch.object(module, "time", self.time))
             stack.enter_context(mock.patch.object(query.follow, "ThreadPoolExecutor", self.executor))
             stack.enter_context(mock.patch.object(indexer.embed_worker, "ThreadPoolExecutor", self.executor))
             stack.enter_context(mock.patch.object(indexer.commit, "random", self.rng))
+            stack.enter_context(mock.patch.object(indexer.coding, "LOOK_SECONDS", CODING_SECONDS))
+            stack.enter_context(mock.patch.object(indexer.coding, "RETRY_SECONDS", CODING_SECONDS))
             stack.enter_context(mock.patch.object(backends.log_rules, "new_identity", self.identity))
             stack.enter_context(mock.patch.object(ulid, "default_generator", generator))
             yield

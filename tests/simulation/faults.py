@@ -25,13 +25,14 @@ CRASH_POINTS = tuple(
             "get boundary",
             "list manifest",
             "get rows",
+            "get field",
         ),
         *("swap gc", "delete manifest", "delete rows", "delete deletes", "delete ledger", "delete tar"),
-        *("send vectors", "send dead-letter", "send notice", "poll media", "poll vectors", "commit offset"),
+        *("send vectors", "send dead-letter", "send notice", "poll media", "poll vectors", "bounds media", "bounds vectors", "commit offset"),
     )
     for moment in (("", ", answered") if request.split()[0] in ("put", "swap", "send") else ("",))
 )
-"""Requests before which, or between which and whose answer, a process can be killed; a seed chooses some of them."""
+"""Requests before which, or between which and whose answer, a process can be killed or held; a seed chooses some of them."""
 
 
 class Faults:
@@ -42,7 +43,9 @@ class Faults:
         self.is_on = False
         self.points: Counter[str] = Counter()
         self.kill: Callable[[Process], None] = scheduler.kill
+        self.hold: Callable[[Process], None] = lambda process: None
         self._aimed = {rng.choice(CRASH_POINTS): rng.randint(1, 5) for _ in range(rng.randint(0, 4))}
+        self._holds = {rng.choice(CRASH_POINTS): rng.randint(1, 5) for _ in range(rng.randint(0, 3))}
         self.lost_share = rng.choice([0.01, 0.05])
         scheduler.on_step = self._at
 
@@ -70,3 +73,7 @@ class Faults:
             self.points[label] += 1
             self.stats["kills"] += 1
             self.kill(process)
+        if label in self._holds:
+            self._holds[label] -= 1
+            if self._holds[label] == 0:
+                self.hold(process)

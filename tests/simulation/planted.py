@@ -20,15 +20,17 @@ from backends.catalog.archive import ArchiveChain
 from backends.catalog.manifests import VersionChain
 from contracts.archive_manifest import ArchiveManifest
 from contracts.chain import AcceptedSpan, BatchSpan, Chain
-from contracts.errors import FencedError
+from contracts.errors import DataLossError, FencedError
 from contracts.log import OffsetBounds
 from contracts.manifest import LedgerEntry, Manifest, ReadManifest
-from contracts.object_keys import ParsedKey
+from contracts.object_keys import ParsedKey, parse_key
 from contracts.store import ObjectInfo, ObjectStore, PutOutcome
 from indexer.commit import Committer
+from indexer.garbage import Collected, PartitionCollector
 from indexer.live_rows import LiveRows
 from indexer.partition_builder import PartitionBuilder
-from indexer.partition_source import ChainScan, OwnBatch
+from indexer.partition_source import ChainScan, OwnBatch, PartitionSource
+from indexer.recode import RecodedPart
 from indexer.watchdog import Watchdog
 from query.follow import ManifestFollower
 from query.hot_load import PartitionLoader
@@ -103,9 +105,9 @@ def _trimfirst() -> Patches:
     right_follow, right_load = ManifestFollower._load, PartitionLoader._load
     partitions: dict[int, Partition] = {}
 
-    def follow(self: ManifestFollower, number: int) -> None:
+    def follow(self: ManifestFollower, number: int, *more: Any) -> None:
         partitions[id(self._loaders[number])] = self._partitions[number]
-        right_follow(self, number)
+        right_follow(self, number, *more)
 
     def load(self: PartitionLoader, read: ReadManifest, *more: Any) -> Any:
         partition = partitions[id(self)]
@@ -169,6 +171,67 @@ def _tarsweep() -> Patches:
     return [(indexer.partition_archiver, "sweep_dead_tars", sweep), (indexer.garbage, "sweep_dead_tars", sweep)]
 
 
+def _gcwide() -> Patches:
+    right = PartitionCollector.collect
+
+    class Wide:
+        """A store whose listing of a partition holds the parts of all partitions."""
+
+        def __init__(self, store: ObjectStore) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def list(self, prefix: str) -> Iterator[ObjectInfo]:
+            index_prefix = prefix.rpartition("/p")[0] + "/"
+            for info in self._store.list(index_prefix):
+                parsed = parse_key(info.key)
+                if info.key.startswith(prefix) or (parsed is not None and parsed.kind == "part"):
+                    yield info
+
+    def collect(self: PartitionCollector) -> Collected:
+        with mock.patch.object(self, "store", Wide(self.store)):
+            return right(self)
+
+    return [(PartitionCollector, "collect", collect)]
+
+
+def _falseloss() -> Patches:
+    def check_media_bounds(self: PartitionSource, scan: ChainScan) -> int:
+        end, start_offset = scan.chain.expected, self.engines.log.bounds(self.collection.source_topic)[self.partition].start_offset
+        if end < start_offset:
+            raise DataLossError(f"offsets {end} to {start_offset} were removed by retention before they were embedded")
+        return end
+
+    return [(PartitionSource, "check_media_bounds", check_media_bounds)]
+
+
+def _recodestale() -> Patches:
+    right = PartitionBuilder.replace_part
+
+    def replace_part(self: PartitionBuilder, part: RecodedPart) -> ReadManifest | None:
+        seen, commit = self.manifest, self.committer.commit
+
+        def on_what_was_seen(base: Any, change: Callable[[Manifest], Mapping[str, Any]], commit_id: str) -> ReadManifest:
+            return commit(base, lambda manifest: {**change(manifest), "segments": change(seen)["segments"]}, commit_id)
+
+        with mock.patch.object(self.committer, "commit", on_what_was_seen):
+            return right(self, part)
+
+    return [(PartitionBuilder, "replace_part", replace_part)]
+
+
+def _recodelate() -> Patches:
+    right = PartitionBuilder.replace_part
+
+    def replace_part(self: PartitionBuilder, part: RecodedPart) -> ReadManifest | None:
+        self.manifest = self.manifest.model_copy(update={"published": {}})
+        return right(self, part)
+
+    return [(PartitionBuilder, "replace_part", replace_part)]
+
+
 PLANTED: dict[str, tuple[str, Callable[[], Patches]]] = {
     "nockpt": ("commit without exact checkpoint and epoch check", _nockpt),
     "gapaccept": ("a reader accepts a batch that starts above what it expects", _gapaccept),
@@ -183,8 +246,16 @@ PLANTED: dict[str, tuple[str, Callable[[], Patches]]] = {
     "nowatchdog": ("the embed worker never re-reads the chain's end", lambda: [(Watchdog, "_check", _nothing)]),
     "anyepoch": ("the embed worker's watchdog takes an acknowledgement for good, whoever leads the partition since", _anyepoch),
     "tarsweep": ("an archiver deletes tars that no manifest names yet, whoever wrote them", _tarsweep),
+    "gcwide": ("garbage collection judges the parts of all partitions by the manifests of one", _gcwide),
+    "falseloss": ("an embed worker takes for lost what another one embedded, and retention took, since it looked", _falseloss),
+    "recodestale": ("a re-encoded part is committed over the segments that its builder saw last", _recodestale),
+    "recodelate": ("a re-encoded part is committed though a newer object was published since its upload", _recodelate),
 }
-"""By the model's name (the last two are ours: the model has neither leaders of a log nor an archive): what is wrong, and what is replaced."""
+"""By the model's name: what is wrong, and what is replaced. From `anyepoch` on they are ours: the model has neither leaders of a log nor an archive,
+one partition, no retention and no codes."""
+
+FIRST_SEEDS = {"anyepoch": 1250}
+"""Where the search for a bug begins that one seed in a thousand finds."""
 
 
 def _nothing(self: object, *arguments: object) -> None:

@@ -14,7 +14,6 @@ from contracts.collection import CollectionRecord
 from contracts.item import VersionOrder, version_order
 from contracts.log import LogRecord
 from contracts.vectors_batch import BatchSpan, batch_schema, decode_batch, read_headers
-from indexer.dead_letter import read_dead_letter
 
 Fail = Callable[[str], None]
 
@@ -53,7 +52,7 @@ def shown_row(row: dict[str, Any]) -> Shown:
 
 @dataclass
 class Reference:
-    """One incarnation of the collection; partition 0 is the only one."""
+    """One partition of one incarnation of the collection."""
 
     record: CollectionRecord
     fail: Fail
@@ -75,14 +74,6 @@ class Reference:
     def live(self, media_offset: int) -> list[Shown]:
         """What must be shown of everything below a media offset."""
         return sorted(standing.shown for standing in self.states[media_offset].values() if standing.shown is not None)
-
-    def land_dead_letter(self, record: LogRecord) -> None:
-        """A dead letter is acknowledged or not, but it is there."""
-        letter = read_dead_letter(record)
-        if letter is None:
-            self.fail("a dead letter cannot be read")
-        elif letter.incarnation == self.record.incarnation:
-            self.dead_letters.add(letter.offset)
 
     def land(self, record: LogRecord) -> None:
         """A record of the vectors topic landed: the chain rule, stated once more."""

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.catalog.objects import download
-from contracts.collection import CollectionRecord, FieldRecord
-from contracts.encoder import EmbeddingSpace, PictureRecipe
+from contracts.collection import CollectionRecord
+from contracts.encoder import PictureRecipe
 from contracts.engines import Engines
 from contracts.errors import RecordError
 from contracts.manifest import ObjectEntry
@@ -34,16 +34,16 @@ from query.segment_cache import SegmentCache
 from query.segments import SegmentLoader
 from query.tail_reader import TailReader
 from tests.simulation.faults import Faults
+from tests.simulation.vectors import DIMENSION, SPACE, vector_of
 
-DIMENSION = 2
 REFUSED_SHARE = 0.12
 ATTRIBUTES = {"n": "integer"}
 
 
 class SmallEncoder:
-    """Texts become one of four vectors. Now and then it refuses one: two workers may judge a record differently."""
+    """Texts become one of two vectors. Now and then it refuses one: two workers may judge a record differently."""
 
-    space = EmbeddingSpace("small", "", "length of the text", DIMENSION, "cosine")
+    space = SPACE
     picture_recipe = PictureRecipe(1, 1, "squash")
 
     def __init__(self, faults: Faults) -> None:
@@ -55,12 +55,7 @@ class SmallEncoder:
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         if self._faults.draw() < REFUSED_SHARE and any(text.startswith("text") for text in texts):
             raise RecordError("encoder_refused", "not this time")
-        return np.array([[1, 0] if len(text) % 2 else [0, 1] for text in texts], np.float32)
-
-
-def small_field() -> FieldRecord:
-    space = SmallEncoder.space
-    return FieldRecord(name="text", source="text", encoder="small", space_id=space.space_id, dimension=DIMENSION, dtype="float32")
+        return np.array([vector_of(text) for text in texts], np.float32)
 
 
 class InMemoryCache:
@@ -124,20 +119,20 @@ class Roles:
     def maintain(self, name: str, stop: Any) -> None:
         MaintainWorker(self.engines, self.record).run(stop)
 
-    def node(self, name: str, stop: Any, nodes: dict[str, WatchedPartition]) -> None:
+    def node(self, name: str, stop: Any, nodes: dict[str, dict[int, WatchedPartition]]) -> None:
         """The threads of a `CollectionView` that read: tail reader and manifest follower."""
         engines, record, index = self.engines, self.record, self.record.index()
         check_identity(engines.log, record, index)
-        partition = WatchedPartition(record, index, 0)
-        partition.watch = lambda view, before: self.watch(name, view, before)
-        partitions = {0: partition}
+        partitions = {number: WatchedPartition(record, index, number) for number in range(record.partitions)}
+        for partition in partitions.values():
+            partition.watch = lambda view, before: self.watch(name, view, before)
         memory = MemoryBudget(0)
         shared = Node(cast(SegmentCache, InMemoryCache(engines.store)), memory, cast(LoadPool, AtOnce()))
         segments = SegmentLoader(shared, index, record.attributes, FieldIndexes(engines.store, record, index))
         followers: list[ManifestFollower] = []
         tail = TailReader(engines, record, index, partitions, lambda number, version: followers[0].notice(number, version), memory)
         followers.append(ManifestFollower(engines, record, index, partitions, segments, shared.pool, tail.start_partition, lambda: None))
-        nodes[name] = partition
+        nodes[name] = partitions
         tail.start()
         followers[0].start()
         followers[0].serve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections import Counter
@@ -44,16 +45,21 @@ def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
     if jobs == 1:
         yield from map(run_seed, seeds)
         return
-    with ProcessPoolExecutor(jobs, initializer=_one_core) as pool:
+    with ProcessPoolExecutor(jobs, initializer=_prepare) as pool:
         yield from pool.map(run_seed, seeds, chunksize=5)
 
 
 def first_found(bug: str, seeds: Iterable[int]) -> Outcome | None:
-    """The first of the seeds that finds a planted bug."""
-    return next((outcome for seed in seeds if (outcome := run_seed(seed, bug)).violation is not None), None)
+    """The first of the seeds that finds a planted bug, and not that it is planted in code that has changed since."""
+    found = next((outcome for seed in seeds if (outcome := run_seed(seed, bug)).violation is not None), None)
+    if found is not None and any(f"{name}(" in (found.violation or "") for name in ("TypeError", "AttributeError", "NameError")):
+        raise ValueError(f"{bug} does not fit the code in which it is planted: {found.violation}")
+    return found
 
 
-def _one_core() -> None:
-    """Threads that take turns run fastest where none has to wake another core."""
+def _prepare() -> None:
+    """Threads that take turns run fastest where none has to wake another core; and no collection looks at what was imported."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
+    gc.collect()
+    gc.freeze()
