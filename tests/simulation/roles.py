@@ -81,6 +81,12 @@ class AtOnce:
             future.set_exception(error)
         return future
 
+    def await_first(self, timeout_seconds: float) -> None:
+        """Nothing is ever under way."""
+
+    def give_way(self) -> None:
+        """As above."""
+
 
 class WatchedPartition(Partition):
     """A node's partition, of which every published view is audited."""
