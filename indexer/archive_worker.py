@@ -134,7 +134,7 @@ class ArchiveWorker:
                 logger.warning("partition %d cannot be archived yet: %s", partition, error)
                 self._starts[partition] = now + RETRY_SECONDS
             except FencedError as error:
-                logger.warning("letting go of partition %d: %s", partition, error)
+                self._let_go(partition, error)
             except CorruptError as error:
                 self._stop_partition(partition, error)
 
@@ -176,12 +176,15 @@ class ArchiveWorker:
         try:
             work()
         except FencedError as error:
-            logger.warning("letting go of partition %d: %s", partition, error)
-            self._drop(partition)
-            self._starts[partition] = self.engines.clock.monotonic_seconds() + FENCED_CLOSINGS * self.engines.settings.archive_seconds
+            self._let_go(partition, error)
         except CorruptError as error:
             self._drop(partition)
             self._stop_partition(partition, error)
+
+    def _let_go(self, partition: int, error: FencedError) -> None:
+        logger.warning("letting go of partition %d: %s", partition, error)
+        self._drop(partition)
+        self._starts[partition] = self.engines.clock.monotonic_seconds() + FENCED_CLOSINGS * self.engines.settings.archive_seconds
 
     def _stop_partition(self, partition: int, error: CorruptError) -> None:
         logger.error("archiving partition %d is stopped, the others go on: %s", partition, error)

@@ -240,7 +240,7 @@ def _npy_vector(data: bytes, name: str) -> NDArray[np.floating[Any]]:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
-    except (ValueError, EOFError, SyntaxError) as error:
+    except Exception as error:  # noqa: BLE001 - numpy parses the header as Python, and that parser raises many kinds
         raise InputError("bad_vector", f"vector {name}: not an .npy file: {str(error)[:100]}") from None
     body = data[file.tell() :]
     if dtype.kind != "f" or len(shape) != 1 or shape[0] * dtype.itemsize != len(body):

@@ -410,3 +410,26 @@ def test_a_manifest_object_is_what_its_bytes_say(engines: Engines, collection: C
     assert ensure_archive(engines, collection, 1) == made
     found = engines.store.get(archive_chain(engines.store, collection, 1).keys.manifest(1))
     assert found is not None and ArchiveManifest.from_bytes(found.data, "here") == made
+
+
+def test_an_archiver_that_is_fenced_while_it_starts_claims_the_partition_again_later(
+    engines: Engines, collection: CollectionRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its group leaves it the partition, whose other owner may be gone: nobody would have archived it any more."""
+    send(engines, collection, 0, ["gone", "kept"])
+    quick = tuned(engines)
+    ensure_archive(quick, collection, 0)
+    engines.log.truncate(collection.source_topic, {0: 1})  # a start that has a loss to record
+    claimed: list[int] = []
+    record_loss = PartitionArchiver._commit_lost
+
+    def overtaken(self: PartitionArchiver, base: ArchiveCheckpoint, start_offset: int) -> object:
+        claimed.append(self.committer.epoch)
+        if len(claimed) == 1:
+            archiver(quick, collection).committer.claim()
+        return record_loss(self, base, start_offset)
+
+    monkeypatch.setattr(PartitionArchiver, "_commit_lost", overtaken)
+    with archiving(quick, collection):
+        eventually(lambda: head(engines, collection, 0).checkpoint.media_offset == 2, what="archived")
+    assert claimed == [1, 3] and set(archived(engines, collection, 0)) == {1}
