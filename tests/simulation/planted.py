@@ -254,9 +254,6 @@ PLANTED: dict[str, tuple[str, Callable[[], Patches]]] = {
 """By the model's name: what is wrong, and what is replaced. From `anyepoch` on they are ours: the model has neither leaders of a log nor an archive,
 one partition, no retention and no codes."""
 
-FIRST_SEEDS = {"anyepoch": 1250}
-"""Where the search for a bug begins that one seed in a thousand finds."""
-
 
 def _nothing(self: object, *arguments: object) -> None:
     pass
