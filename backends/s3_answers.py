@@ -37,8 +37,8 @@ class AnswerError(Exception):
 
     @property
     def is_passing(self) -> bool:
-        """Whether the same request may succeed later."""
-        return self.status in (408, 425, 429) or (self.status >= 500 and self.status != 501)
+        """Whether the same request may succeed later. 499: MinIO, where a client has been silent amid its body for too long."""
+        return self.status in (408, 425, 429, 499) or (self.status >= 500 and self.status != 501)
 
 
 class AnswerPool(urllib3.PoolManager):

@@ -128,6 +128,7 @@ PUT_ANSWERS = [
     (answer(409), PutOutcome.CONFLICT),
     (answer(409, b"busy", "text/plain"), PutOutcome.CONFLICT),
     (error(503, "SlowDown"), PutOutcome.UNKNOWN),
+    (error(499, "ClientDisconnected"), PutOutcome.UNKNOWN),
     (answer(503), PutOutcome.UNKNOWN),
     (answer(500, b"<broken", "application/xml"), PutOutcome.UNKNOWN),
     (answer(504, b"<html>", "text/html"), PutOutcome.UNKNOWN),
