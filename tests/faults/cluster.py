@@ -76,9 +76,10 @@ class Cluster(Ground):
         until(lambda: not record.is_running(), 10, f"node {node} is gone", 0.02)
 
     def environment(self) -> dict[str, str]:
-        """The ground's store, these brokers."""
-        brokers = ",".join(f"{HOST}:{port}" for port in self._ports.values())
-        return self.below.environment() | {"HEADWATER_LOG_URL": f"kafka://{brokers}", "HEADWATER_KAFKA_REPLICATION": "3"}
+        """These brokers, and a bucket of its own on the ground's store: a node is not ready while it finds collections of another log."""
+        found, brokers = self.below.environment(), ",".join(f"{HOST}:{port}" for port in self._ports.values())
+        found |= {"HEADWATER_LOG_URL": f"kafka://{brokers}", "HEADWATER_KAFKA_REPLICATION": "3"}
+        return found | {"HEADWATER_STORE_URL": f"{found['HEADWATER_STORE_URL']}-of-three-brokers"}
 
 
 def _serves(port: int) -> bool:
