@@ -6,11 +6,14 @@ Never: calls back; the loop alone changes what the loop owns.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+THREAD_BYTES = 32 * 1024 * 1024
+"""Address space that a thread finds when it begins: its stack of 8 MiB, and as much again for what it allocates first, with something to spare."""
 Result = TypeVar("Result")
 Job = Callable[[threading.Event], Result]
 
@@ -44,7 +47,11 @@ class Background(Generic[Result]):
         return self._thread is None
 
     def start(self, job: Job[Result]) -> None:
-        """Begin a job; only while `is_free`."""
+        """Begin a job; only while `is_free`. MemoryError where a thread has no room: Python waits for ever for one that could not begin."""
+        try:
+            mmap.mmap(-1, THREAD_BYTES).close()
+        except OSError as error:
+            raise MemoryError(f"no {THREAD_BYTES} bytes of address space for a thread") from error
         self._thread = threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True)
         self._thread.start()
 
