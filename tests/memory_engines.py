@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ulid import ULID
 
@@ -17,10 +18,10 @@ from contracts.settings import load_settings
 
 
 @contextmanager
-def memory_engines() -> Iterator[Engines]:
-    """A log and a store under a name that nobody else has."""
-    name = str(ULID())
-    settings = load_settings(log_url=f"memory://{name}", store_url=f"memory://{name}", seal_seconds=0.1, embed_watchdog_seconds=0.2)
+def memory_engines(**changes: Any) -> Iterator[Engines]:
+    """A log and a store under a name that nobody else has; `changes` are settings beside quick seals and watchdogs."""
+    name, quick = str(ULID()), {"seal_seconds": 0.1, "embed_watchdog_seconds": 0.2}
+    settings = load_settings(log_url=f"memory://{name}", store_url=f"memory://{name}", **(quick | changes))
     made = Engines(settings, open_log(settings), open_store(settings))
     yield made
     made.log.close()

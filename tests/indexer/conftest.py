@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from contracts.item import id_hash
 from contracts.media_record import ARROW_TYPE
 from indexer import archive_worker, build_worker, embed_worker, role
 from tests.memory_engines import memory_engines
+from tests.system.sites import StackMissingError, open_site
 
 DIMENSION = 8
 
@@ -39,6 +42,20 @@ def engines() -> Iterator[Engines]:
 @pytest.fixture
 def collection(engines: Engines) -> CollectionRecord:
     return make_collection(engines, "feed", partitions=2)
+
+
+@contextmanager
+def engines_on(kind: str, folder: Path, **settings: Any) -> Iterator[Engines]:
+    """Engines in ``memory``, or of the site ``sqlite`` or ``kafka``, without which the test is skipped."""
+    if kind == "memory":
+        with memory_engines(**settings) as made:
+            yield made
+        return
+    try:
+        with open_site(kind, folder, **settings) as site, site.engines() as opened:
+            yield opened
+    except StackMissingError as error:
+        pytest.skip(str(error))
 
 
 def make_collection(engines: Engines, name: str, partitions: int = 2, fields: list[FieldRecord] | None = None, **more: object) -> CollectionRecord:

@@ -9,15 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ulid import ULID
 
 from backends.catalog.manifests import ManifestChain
-from backends.open_log import open_log
-from backends.open_store import open_store
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.object_keys import CollectionKeys
-from contracts.settings import load_settings
 from indexer.archive_worker import ArchiveWorker
 from indexer.build_worker import BuildWorker
 from indexer.compactor import PartitionCompactor
@@ -28,28 +24,17 @@ from indexer.maintain_worker import MaintainWorker
 from indexer.partition_source import PartitionSource
 from indexer.purge import Purge
 from indexer.ulids import UlidSource
-from tests.indexer.conftest import delete, eventually, make_collection, produce, running
+from tests.indexer.conftest import delete, engines_on, eventually, make_collection, produce, running
 from tests.indexer.stored import read_partition
-from tests.system.sites import StackMissingError, open_site, unique
+from tests.system.sites import unique
 
 QUICK = {"seal_seconds": 0.1, "embed_watchdog_seconds": 0.5, "archive_seconds": 0.5, "maintain_seconds": 0.1, "gc_seconds": 0.3, "compact_fan_in": 3}
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.minio])])
 def engines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engines]:
-    if request.param == "memory":
-        name = str(ULID())
-        settings = load_settings(log_url=f"memory://{name}", store_url=f"memory://{name}", **QUICK)
-        made = Engines(settings, open_log(settings), open_store(settings))
+    with engines_on(request.param, tmp_path, **QUICK) as made:
         yield made
-        made.log.close()
-        made.store.close()
-        return
-    try:
-        with open_site(request.param, tmp_path, **QUICK) as site, site.engines() as opened:
-            yield opened
-    except StackMissingError as error:
-        pytest.skip(str(error))
 
 
 def new_collection(engines: Engines) -> CollectionRecord:

@@ -8,18 +8,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ulid import ULID
 
 from backends.catalog.archive import ArchiveReader, archive_chain, read_tar_index
 from backends.catalog.collections import CollectionCatalog
 from backends.catalog.indexes import add_index
-from backends.open_log import open_log
-from backends.open_store import open_store
 from contracts.collection import CollectionRecord
 from contracts.engines import Engines
 from contracts.errors import CorruptError, DataLossError, SettingsError
 from contracts.log import CommittedOffset, LogRecord
-from contracts.settings import load_settings
 from contracts.store import ObjectStore
 from indexer import role
 from indexer.archive_worker import ArchiveWorker
@@ -33,9 +29,9 @@ from indexer.publish import Publisher
 from indexer.reset import catch_up, earliest_offsets, offsets_for_time, plan_reset
 from indexer.slices import DecodedSlice
 from tests.indexer.archived import head, logged
-from tests.indexer.conftest import delete, eventually, make_collection, produce, running
+from tests.indexer.conftest import delete, engines_on, eventually, make_collection, produce, running
 from tests.indexer.stored import read_partition
-from tests.system.sites import StackMissingError, open_site, unique
+from tests.system.sites import unique
 
 QUICK = {"seal_seconds": 0.1, "embed_watchdog_seconds": 0.3, "archive_seconds": 0.2}
 
@@ -47,19 +43,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.minio])])
 def engines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engines]:
-    if request.param == "memory":
-        name = str(ULID())
-        settings = load_settings(log_url=f"memory://{name}", store_url=f"memory://{name}", **QUICK)  # type: ignore[arg-type]
-        made = Engines(settings, open_log(settings), open_store(settings))
+    with engines_on(request.param, tmp_path, **QUICK) as made:
         yield made
-        made.log.close()
-        made.store.close()
-        return
-    try:
-        with open_site(request.param, tmp_path, **QUICK) as site, site.engines() as opened:
-            yield opened
-    except StackMissingError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
